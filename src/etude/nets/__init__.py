@@ -1,0 +1,1 @@
+"""The small encoders that tasks train or use; no method lives here."""

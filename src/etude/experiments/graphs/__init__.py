@@ -1,0 +1,1 @@
+"""Experiments on graphs: claims about node representations that no task expresses."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
+import math
 import os
-import struct
 import tempfile
 import urllib.request
 import zlib
@@ -32,6 +33,7 @@ class Builtin:
     what: str
     source: str
     licence: str
+    target: str = "class"
 
 
 BUILTIN: dict[str, Builtin] = {
@@ -63,20 +65,22 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 OFFICIAL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
 LARGEST = 32 << 20  # bytes of one file of Fashion-MNIST, compressed, that are read at most
 WAIT_S = 20.0
-# Train, then test: images, labels, rows; the sums are of the official files (Debian's are equal).
+INSTALL = "install it: apt-get install dataset-fashion-mnist"
+# Train, then test: images, labels, rows.
 PARTS = (
     ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", 60_000),
     ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", 10_000),
 )
+# Of the unpacked bytes: Debian packs the official content anew, without the files' names.
 SUMS = {
     "train-images-idx3-ubyte.gz":
-        "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte.gz":
-        "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte.gz":
-        "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte.gz":
-        "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }  # fmt: skip
 
 
@@ -108,14 +112,16 @@ def from_sklearn(name: str) -> Dataset:
     why = "measured number"
     if name == "digits":
         x, why = x / np.float32(16), "pixel, scaled from 0..16 to [0, 1]"
-    columns = [{"name": str(c), "kind": "number", "why": why} for c in bunch.feature_names]
+    columns = [
+        {"name": str(c), "kind": "number", "why": why, "width": 1} for c in bunch.feature_names
+    ]
     return Dataset(
         name=name,
         x=x,
         y=np.asarray(bunch.target, dtype=np.int64),
         classes=tuple(str(label) for label in bunch.target_names),
         image_shape=(1, 8, 8) if name == "digits" else None,
-        schema={"format": "table", "columns": columns, "target": "target"},
+        schema={"format": "table", "columns": columns, "target": "class"},
     )
 
 
@@ -134,26 +140,30 @@ def fashion_mnist() -> Dataset:
         classes=CLOTHES,
         image_shape=(1, 28, 28),
         schema={
-            "format": "array", "n_features": 784, "target": "label",
-            "why": "pixels, scaled from 0..255 to [0, 1]",
+            "format": "array", "n_features": 784, "target": "class",
+            "range": [0, 1], "why": "pixels, scaled from 0..255 to [0, 1]",
         },
     )  # fmt: skip
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The uint8 array of an idx file packed by gzip; no more is unpacked than `shape` needs."""
+    """The uint8 array of an idx file packed by gzip, its content checked by sum."""
     header = 4 + 4 * len(shape)
-    size = header + int(np.prod(shape))
+    content = unpack(path, header + math.prod(shape), SUMS[path.name])
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def unpack(path: Path, size: int, sha256: str) -> bytes:
+    """The `size` bytes that the gzip file holds; no more is unpacked than one byte over them."""
     try:
         with gzip.open(path, "rb") as file:
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise EtudeError(
-            f"{path}: not readable as a gzip file ({error}); install it anew"
-        ) from None
-    if len(content) != size or struct.unpack(f">{len(shape)}I", content[4:header]) != shape:
-        raise EtudeError(f"{path} must hold an idx array of shape {shape}; install it anew")
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+        raise EtudeError(f"{path} must be a whole gzip file ({error}); {INSTALL}") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise EtudeError(f"{path} must unpack to sha256 {sha256[:12]}, got {found[:12]}; {INSTALL}")
+    return content
 
 
 def cache_folder() -> Path:
@@ -167,27 +177,26 @@ def fashion_file(name: str) -> Path:
     for path in (DEBIAN / name, cache_folder() / name):
         if path.is_file():
             return path
-    return download(f"{OFFICIAL}/{name}", cache_folder() / name, SUMS[name])
+    return download(f"{OFFICIAL}/{name}", cache_folder() / name)
 
 
-def download(url: str, path: Path, sha256: str) -> Path:
-    """Fetch at most ``LARGEST`` bytes, check the sum, and only then give the file its name."""
+def download(url: str, path: Path) -> Path:
+    """Fetch at most ``LARGEST`` bytes; the file gets its name when it is complete."""
     try:
         with urllib.request.urlopen(url, timeout=WAIT_S) as answer:
             content = answer.read(LARGEST + 1)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise EtudeError(
-            f"fashion_mnist is not on this machine and {url} did not answer ({error}); "
-            "install it: apt-get install dataset-fashion-mnist"
+            f"fashion_mnist is not on this machine and {url} did not answer ({error}); {INSTALL}"
         ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise EtudeError(
-            f"{url} must have sha256 {sha256[:12]}, got {found[:12]}; "
-            "install it: apt-get install dataset-fashion-mnist"
-        )
+    if len(content) > LARGEST:
+        raise EtudeError(f"{url} must be at most {LARGEST >> 20} MB, it is larger; {INSTALL}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
+        fresh.write_bytes(content)
+        rows = next(n for *names, n in PARTS if path.name in names)
+        size = 16 + 784 * rows if "images" in path.name else 8 + rows
+        unpack(fresh, size, SUMS[path.name])
+        fresh.replace(path)
     return path

@@ -4,7 +4,7 @@ What was decided about each column is written down as the schema, a JSON value:
 
     {"format": "table", "target": "species", "target_why": "the last column", "missing": "error",
      "columns": [{"name": "size", "kind": "number", "why": "every value is a number", "width": 1},
-                 {"name": "color", "kind": "category", "why": "3 different words in 90 cells",
+                 {"name": "color", "kind": "category", "why": "3 different values in 90 cells",
                   "width": 3, "categories": ["blue", "green", "red"]}, ...]}
 
 A column that was filled also has "fill" (its median, or "(missing)"). Features that never were

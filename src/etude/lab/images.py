@@ -72,22 +72,25 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
         if entry.name.startswith(".") or not (entry.is_dir() or entry.is_symlink()):
             continue
         check_inside(entry, root)
-        files = []
-        for path in sorted(entry.iterdir()) if entry.is_dir() else ():
-            if path.name.startswith(".") or path.name == "Thumbs.db":
-                continue
+        files = [
+            path
+            for path in (sorted(entry.iterdir()) if entry.is_dir() else ())
+            if not path.name.startswith(".") and path.name != "Thumbs.db"
+        ]
+        for path in files:
             check_inside(path, root)
-            if path.suffix.lower() not in SUFFIXES or not path.is_file():
-                raise EtudeError(
-                    f"{path} must be an image ({', '.join(SUFFIXES)}), for it is in a class "
-                    "folder; take it out"
-                )
-            files.append(path)
-            n_images += 1
-            if n_images > MOST_IMAGES:
-                raise EtudeError(f"{folder} must have at most {MOST_IMAGES:,} images; take a part")
-        if files:
-            found[entry.name] = files
+        odd = [p for p in files if p.suffix.lower() not in SUFFIXES or not p.is_file()]
+        if len(odd) == len(files):
+            continue  # no class: notes, or another data set
+        if odd:
+            raise EtudeError(
+                f"{odd[0]} must be an image ({', '.join(SUFFIXES)}), for it is among images; "
+                "take it out"
+            )
+        n_images += len(files)
+        if n_images > MOST_IMAGES:
+            raise EtudeError(f"{folder} must have at most {MOST_IMAGES:,} images; take a part")
+        found[entry.name] = files
     if not found:
         raise EtudeError(
             f"{folder} is a folder without images in class folders; "

@@ -90,7 +90,7 @@ def decide(series: pl.Series, *, where: str, kinds: Mapping[str, str]) -> Column
     few = n_words <= MOST_WORDS and n_words <= WORD_SHARE * n_rows
     few = few or (n_words <= FEW_WORDS and 2 * n_words <= n_rows)
     kind = asked or ("category" if few else "text")
-    why = "as asked" if asked else f"{n_words:,} different words in {n_rows:,} cells"
+    why = "as asked" if asked else f"{n_words:,} different values in {n_rows:,} cells"
     if kind == "text" and not asked and not words.str.contains(r"\s").any():
         why += f"; looks like an id (--as {name}=ignore leaves it out)"
     if kind == "category" and n_words > MOST_CATEGORIES:

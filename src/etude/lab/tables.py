@@ -13,7 +13,7 @@ import polars as pl
 
 from etude.core import EtudeError
 
-__all__ = ["check_names", "read_csv", "read_parquet"]
+__all__ = ["read_csv", "read_names", "read_parquet"]
 
 LONGEST_LINE = 16 << 20  # bytes; a longer line is no table, and is refused before it is in memory
 LARGEST_FILE = 4 << 30  # bytes
@@ -66,10 +66,7 @@ def scan_csv(path: Path) -> Scan:
         raise EtudeError(f"{path} is empty; it needs a line of column names and rows below it")
     if size > LARGEST_FILE:
         raise EtudeError(f"{path} must be at most 4 GB, got {size / 2**30:.1f} GB; take a part")
-    header = first_record(path)
-    separator = guess_separator(header)
-    names = [name.strip() for name in split_header(path, header, separator)]
-    check_names(path, names)
+    separator, names = read_header(path)
     cells = cells_per_record(path, separator)
     # A record without a character, at the end: the file ends in blank lines, not in rows.
     blank = cells == 0
@@ -86,6 +83,24 @@ def scan_csv(path: Path) -> Scan:
     if n_records < 2:
         raise EtudeError(f"{path} has column names but no rows; add rows below the first line")
     return Scan(separator, names, n_records - 1)
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of the columns, only the first line read.
+
+    Raises:
+        EtudeError: the first line does not name each column once.
+    """
+    return read_header(path)[1]
+
+
+def read_header(path: Path) -> tuple[str, list[str]]:
+    """The separator that the first line uses, and the names."""
+    header = first_record(path)
+    separator = max(SEPARATORS, key="".join(header.split('"')[::2]).count)
+    names = [name.strip() for name in split_header(path, header, separator)]
+    check_names(path, names)
+    return separator, names
 
 
 def first_record(path: Path) -> str:
@@ -111,12 +126,6 @@ def first_record(path: Path) -> str:
     if "\r" in header:
         raise EtudeError(f"{path}: lines must end in \\n or \\r\\n, got \\r alone; save it anew")
     return header
-
-
-def guess_separator(header: str) -> str:
-    """The one of comma, semicolon and tab that cuts the header into the most names."""
-    outside = "".join(header.split('"')[::2])
-    return max(SEPARATORS, key=outside.count)
 
 
 def split_header(path: Path, header: str, separator: str) -> list[str]:

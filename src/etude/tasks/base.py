@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from etude.core import EtudeError
+from etude.core import EtudeError, get_state, n_bytes
 
-__all__ = ["METRICS", "Dataset", "Metric", "Pair", "Split", "split_rows"]
+__all__ = [
+    "METRICS",
+    "Arm",
+    "Dataset",
+    "Metric",
+    "Pair",
+    "Predictor",
+    "Split",
+    "Task",
+    "split_rows",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,3 +144,100 @@ class Pair:
     setting: str = ""
     ours_s: float = 0.0
     baseline_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a trial: a method or a baseline, with the knobs that tuning may turn.
+
+    `search` gives each knob's values, the default first; `name` is a card's key or the name
+    of one of the task's baselines.
+    """
+
+    name: str
+    title: str
+    method: Callable[..., Any]
+    search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass
+class Predictor:
+    """A fitted arm with all that it needs to answer for new rows.
+
+    `parts` are its stateful objects by name (method, network, classifier), `arrays` what the
+    task found in the data (scaling, codes); `facts` and `knobs` are JSON values from which the
+    task can build the parts again.
+    """
+
+    task: str
+    arm: str
+    facts: dict[str, Any]
+    knobs: dict[str, Any]
+    parts: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """(B, D) rows as in ``Dataset.x`` -> what the task answers for each of them."""
+        from etude.tasks import get_task
+
+        return get_task(self.task).predict(self, x)
+
+    def config(self) -> dict[str, Any]:
+        """JSON values that ``restore`` needs beside ``state``."""
+        return {"task": self.task, "arm": self.arm, "facts": self.facts, "knobs": self.knobs}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Every array, its name prefixed by its part."""
+        found = {f"arrays.{name}": array for name, array in self.arrays.items()}
+        for part, thing in self.parts.items():
+            found |= {f"{part}.{name}": array for name, array in get_state(thing).items()}
+        return found
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the whole state."""
+        arrays = sum(array.nbytes for array in self.arrays.values())
+        return arrays + sum(n_bytes(part) for part in self.parts.values())
+
+
+class Task(Protocol):
+    """What a kind of method is asked to do, and how that is measured.
+
+    Attributes:
+        name, question: the task's name, and what it asks in one sentence.
+        metrics: names of ``METRICS``; the first is the headline.
+        baselines: arms by name; the first is the default.
+    """
+
+    name: str
+    question: str
+    metrics: tuple[str, ...]
+
+    @property
+    def baselines(self) -> Mapping[str, Arm]:
+        """Arms by name; the first is the default."""
+
+    def why_not(self, arm: Arm, data: Dataset) -> str | None:
+        """Why this arm cannot meet this data, or None."""
+
+    def split(self, data: Dataset, seed: int) -> Split:
+        """The three parts for one seed."""
+
+    def fit(
+        self, arm: Arm, data: Dataset, split: Split, knobs: Mapping[str, Any], *, seed: int,
+        budget_s: float | None,
+    ) -> Predictor:  # fmt: skip
+        """Fit on ``split.train`` only."""
+
+    def measure(
+        self, predictor: Predictor, data: Dataset, split: Split, part: str
+    ) -> dict[str, float]:
+        """Every metric on ``split.validation`` or ``split.test``."""
+
+    def assemble(
+        self, arm: Arm, facts: Mapping[str, Any], knobs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The unfitted parts."""
+
+    def predict(self, predictor: Predictor, x: np.ndarray) -> np.ndarray:
+        """The answer for new rows."""

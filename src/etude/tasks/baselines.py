@@ -1,0 +1,99 @@
+"""The baselines: strong and simple, tuned as hard as the methods they meet."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from etude.core import require
+
+__all__ = ["KNearestNeighbors", "LogisticRegression", "MeanToken", "TruncatedPCA"]
+
+
+class LogisticRegression:
+    """Multinomial logistic regression with an L2 penalty, by scikit-learn's L-BFGS.
+
+    `C` is the inverse strength of the penalty. Features arrive standardized.
+    """
+
+    def __init__(self, *, C: float = 1.0) -> None:
+        require(C > 0, "C", "positive", C)
+        self.C = C
+
+    def fit(self, features: np.ndarray, target: np.ndarray) -> LogisticRegression:
+        """features (N, D), target (N,) class ids -> self."""
+        from sklearn.linear_model import LogisticRegression as Sklearn
+
+        solver = Sklearn(C=self.C, max_iter=1000).fit(features, target)
+        weight, bias = solver.coef_, solver.intercept_
+        if len(solver.classes_) == 2:  # scikit-learn keeps one row for two classes
+            weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        n_classes = int(solver.classes_.max()) + 1
+        self.weight_ = np.zeros((n_classes, features.shape[1]), dtype=np.float32)
+        self.bias_ = np.full(n_classes, -1e4, dtype=np.float32)  # a class never seen
+        self.weight_[solver.classes_] = weight
+        self.bias_[solver.classes_] = bias
+        return self
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """features (B, D) -> (B, K)."""
+        return features @ self.weight_.T + self.bias_
+
+
+class KNearestNeighbors:
+    """Votes of the `n_neighbors` nearest training rows, weighted by inverse distance."""
+
+    def __init__(self, *, n_neighbors: int = 5) -> None:
+        require(n_neighbors >= 1, "n_neighbors", "at least 1", n_neighbors)
+        self.n_neighbors = n_neighbors
+
+    def fit(self, features: np.ndarray, target: np.ndarray) -> KNearestNeighbors:
+        """features (N, D), target (N,) class ids -> self (keeps the rows)."""
+        self.rows_ = np.asarray(features, dtype=np.float32)
+        self.target_ = np.asarray(target)
+        return self
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """features (B, D) -> (B, K) log of the share of votes."""
+        from sklearn.neighbors import NearestNeighbors
+
+        k = min(self.n_neighbors, len(self.rows_))
+        distance, near = NearestNeighbors(n_neighbors=k).fit(self.rows_).kneighbors(features)
+        weight = 1 / np.maximum(distance, 1e-9)
+        votes = np.zeros((len(features), int(self.target_.max()) + 1))
+        np.add.at(votes, (np.arange(len(features))[:, None], self.target_[near]), weight)
+        return np.log(votes / votes.sum(axis=1, keepdims=True) + 1e-6)
+
+
+class MeanToken:
+    """One vector a document: the mean of its token vectors, normalized."""
+
+    def encode_documents(self, documents: np.ndarray) -> np.ndarray:
+        """documents (N, T, D) -> (N, D) unit vectors."""
+        mean = np.asarray(documents, dtype=np.float32).mean(axis=1)
+        return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+
+    def encode_queries(self, queries: np.ndarray) -> np.ndarray:
+        """queries (B, T, D) -> (B, D); the same as for documents."""
+        return self.encode_documents(queries)
+
+
+class TruncatedPCA:
+    """The first `n_components` principal components of vectors: the plain way to shrink them."""
+
+    def __init__(self, *, n_components: int = 16) -> None:
+        require(n_components >= 1, "n_components", "at least 1", n_components)
+        self.n_components = n_components
+
+    def fit(self, vectors: np.ndarray) -> TruncatedPCA:
+        """vectors (N, D) -> self; uncentered, since inner products are to be kept."""
+        _, _, right = np.linalg.svd(vectors.astype(np.float64), full_matrices=False)
+        self.directions_ = right[: self.n_components].T.astype(np.float32)
+        return self
+
+    def encode_documents(self, vectors: np.ndarray) -> np.ndarray:
+        """vectors (N, D) -> (N, n_components)."""
+        return vectors.astype(np.float32) @ self.directions_
+
+    def encode_queries(self, vectors: np.ndarray) -> np.ndarray:
+        """vectors (B, D) -> (B, n_components)."""
+        return self.encode_documents(vectors)

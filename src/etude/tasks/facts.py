@@ -1,0 +1,80 @@
+"""Facts of a data set as JSON values, and the arguments that a method asks for made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from etude.tasks.base import Arm, Dataset
+from etude.tasks.wire import arguments, asks
+
+__all__ = ["build", "describe", "has_tokens", "patch_tokens", "scaling", "tokens_of"]
+
+LEARNING = ("lr", "weight_decay", "n_steps")  # knobs of the training loop, not of a method
+
+
+def describe(data: Dataset, rows: np.ndarray, seed: int) -> dict[str, Any]:
+    """What a task can hand to a constructor, from the training rows alone; JSON values."""
+    facts: dict[str, Any] = {"dim": int(data.x.shape[1]), "seed": seed}
+    if data.y is not None:
+        facts["n_classes"] = data.n_classes
+        facts["class_counts"] = np.bincount(data.y[rows], minlength=data.n_classes).tolist()
+    if data.image_shape is not None:
+        facts["image_shape"] = list(data.image_shape)
+    if has_tokens(data):
+        example = tokens_of(data, rows[:1])
+        facts["n_tokens"], facts["token_dim"] = example.shape[1:]
+    return facts
+
+
+def build(arm: Arm, facts: Mapping[str, Any], knobs: Mapping[str, Any]) -> Any:
+    """The arm's object: its constructor gets the facts and knobs that it asks for."""
+    import torch
+
+    values = dict(facts)
+    values["generator"] = torch.Generator().manual_seed(int(facts["seed"]))
+    if "class_counts" in facts:
+        values["class_counts"] = torch.tensor(facts["class_counts"], dtype=torch.float32)
+    own = {k: v for k, v in knobs.items() if k not in LEARNING or k in asks(arm.method)}
+    with torch.random.fork_rng():
+        # Initial weights of both arms come from the seed, whatever ran before.
+        torch.manual_seed(int(facts["seed"]))
+        return arm.method(**arguments(arm.method, values, own))
+
+
+def scaling(x: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean and scale of the training columns; a constant column gets scale 1."""
+    spread = x.std(axis=0)
+    scale = np.where(spread > 1e-7, spread, 1.0)
+    return {"mean": x.mean(axis=0).astype(np.float32), "scale": scale.astype(np.float32)}
+
+
+def has_tokens(data: Dataset) -> bool:
+    """Whether a sample is a set of tokens: given as such, or the patches of an image."""
+    return data.tokens is not None or data.image_shape is not None
+
+
+def tokens_of(data: Dataset, rows: np.ndarray) -> np.ndarray:
+    """(B, T, D') tokens of the rows."""
+    if data.tokens is not None:
+        return data.tokens[rows]
+    assert data.image_shape is not None
+    return patch_tokens(data.x[rows], data.image_shape)
+
+
+def patch_tokens(x: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Overlapping patches of flattened images: (B, C*H*W) -> (B, T, C*s*s), T at most 64.
+
+    The stride makes at most 8 x 8 patches; a patch is two pixels wider than the stride, so
+    that neighbors overlap. It is the plainest frozen tokenizer there is: nothing is learned.
+    """
+    channels, height, width = image_shape
+    stride = max(1, -(-max(height, width) // 8))
+    size = min(stride + 2, height, width)
+    images = x.reshape(-1, channels, height, width)
+    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(2, 3))
+    windows = windows[:, :, ::stride, ::stride]  # (B, C, h, w, s, s)
+    tokens = windows.transpose(0, 2, 3, 1, 4, 5).reshape(len(x), -1, channels * size * size)
+    return np.ascontiguousarray(tokens, dtype=np.float32)

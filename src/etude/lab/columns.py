@@ -71,10 +71,10 @@ def read_table(
         EtudeError: a column, the target or an option breaks a rule; the message names `where`,
             the row (counted from 1 below the header) and the column.
     """
-    check_options(frame.columns, where=where, target=target, kinds=kinds, missing=missing)
     target_why = "as asked"
     if target is None and need_labels:
         target, target_why = frame.columns[-1], "the last column"
+    check_options(frame.columns, where=where, target=target, kinds=kinds, missing=missing)
     columns = [
         decide(frame[name], where=where, kinds=kinds) for name in frame.columns if name != target
     ]
@@ -206,7 +206,7 @@ def fill_array(
         row, column = (int(i) for i in np.argwhere(infinite)[0])
         raise EtudeError(
             f"{where}: row {row + 1}, column {column + 1} of x must be a finite float32 number, "
-            f"got {x[row, column]!r}; correct it"
+            f"got {float(x[row, column])!r}; correct it"
         )
     gaps = np.isnan(x)
     notes: dict[str, Any] = {"missing": missing, "dropped_rows": 0}

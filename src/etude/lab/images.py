@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +22,17 @@ MAX_IMAGE_PIXELS = 64 << 20  # of one image, before it is unpacked
 MOST_IMAGES = 200_000
 LARGEST_SIDE = 512
 SIDE = 32
+# What Pillow's readers raise for a file that breaks off or lies.
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    IndexError,
+    struct.error,
+    zlib.error,
+)
 
 
 def read_images(folder: Path, *, image_size: int | None = None) -> Dataset:
@@ -110,7 +123,10 @@ def common_size(paths: list[Path]) -> tuple[int, int]:
     sizes = set()
     for path in paths:
         with open_image(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # stored on its side
+            try:
+                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # stored on its side
+            except BROKEN as error:
+                refuse_broken(path, error)
             sizes.add(image.size[::-1] if turned else image.size)
         if len(sizes) > 1:
             return SIDE, SIDE
@@ -126,7 +142,7 @@ def open_image(path: Path) -> Image.Image:
             image: Image.Image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError:
         refuse_pixels(path)
-    except (OSError, ValueError, SyntaxError) as error:
+    except BROKEN as error:
         refuse_broken(path, error)
     if image.size[0] * image.size[1] > MAX_IMAGE_PIXELS:
         image.close()
@@ -149,7 +165,7 @@ def read_image(path: Path, side: tuple[int, int]) -> np.ndarray:
             if turned.size != side:
                 turned = turned.resize(side, Image.Resampling.BOX, reducing_gap=2.0)
             return np.asarray(turned, dtype=np.uint8)
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
+        except BROKEN as error:
             refuse_broken(path, error)
 
 

@@ -139,7 +139,7 @@ def check_finite(values: np.ndarray, where: str, name: str) -> None:
         row = int(np.flatnonzero(bad)[0])
         raise EtudeError(
             f"{where}: row {row + 1}, column {name!r} must be a finite float32 number, got "
-            f"{values[row]!r}; correct the cell, or leave the column out: --as {name}=ignore"
+            f"{float(values[row])!r}; correct the cell, or leave the column out: --as {name}=ignore"
         )
 
 

@@ -144,6 +144,10 @@ def test_cut_off_and_lying_files(tmp_path):
     (tmp_path / "b.npy").write_bytes(buffer.getvalue() + bytes(800))
     with pytest.raises(EtudeError, match="declares 8,000,000,000,000 bytes of data but has"):
         load_dataset(tmp_path / "b.npy", need_labels=False)
+    np.save(tmp_path / "c.npy", np.zeros((1000, 10)))
+    (tmp_path / "c.npy").write_bytes((tmp_path / "c.npy").read_bytes()[:1000])
+    with pytest.raises(EtudeError, match="declares 80,000 bytes of data but has 1,000"):
+        load_dataset(tmp_path / "c.npy", need_labels=False)
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path):

@@ -86,6 +86,22 @@ def test_the_row_is_right_across_chunks_and_quoted_line_ends(tmp_path):
     refused(tmp_path / "t.csv", "row 120001 must have 3 cells as the header has, got 2")
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64])
+def test_where_a_chunk_ends_does_not_matter(tmp_path, monkeypatch, chunk):
+    from etude.lab import tables
+
+    rows = "".join(f'"é, {i}\r\n""q""",{i},{"uv"[i % 2]}\r\n' for i in range(10))
+    (tmp_path / "good.csv").write_bytes(f"a,b,y\r\n{rows}\r\n\r\n".encode())
+    (tmp_path / "bad.csv").write_bytes(f"a,b,y\r\n{rows}\r\n{rows}".encode())
+    (tmp_path / "bytes.csv").write_bytes(f"a,b,y\r\n{rows}".encode() + b"1,\xc3,u\r\n")
+    expected = tables.read_csv(tmp_path / "good.csv")
+    assert expected.height == 10
+    monkeypatch.setattr(tables, "CHUNK", chunk)
+    assert tables.read_csv(tmp_path / "good.csv").equals(expected)
+    refused(tmp_path / "bad.csv", "row 11 must have 3 cells as the header has, got 0")
+    refused(tmp_path / "bytes.csv", "line 22 must be UTF-8 text, got the byte 0xc3")
+
+
 @pytest.mark.parametrize("head", ["", "a,b,y\n1,2,u\n"])
 def test_a_line_of_200_mb_is_refused_in_little_memory(tmp_path, head):
     import tracemalloc

@@ -178,7 +178,8 @@ def cells_per_record(path: Path, separator: str) -> np.ndarray:
     decoder = codecs.getincrementaldecoder("utf-8")()
     counts: list[np.ndarray] = []
     inside = 0  # parity of the quotation marks so far
-    separators = length = line_length = lines = 0  # of the record that is being read
+    separators = length = 0  # of the record that is being read
+    lines, previous = 0, 0  # line ends so far, last byte of the chunk before
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             try:
@@ -188,11 +189,7 @@ def cells_per_record(path: Path, separator: str) -> np.ndarray:
                 refuse_bytes(path, lines + error.object.count(b"\n", 0, error.start) + 1, bad)
             if b"\0" in chunk:
                 refuse_bytes(path, lines + chunk.count(b"\n", 0, chunk.find(b"\0")) + 1, 0)
-            last = chunk.rfind(b"\n")
-            line_length = line_length + len(chunk) if last < 0 else len(chunk) - last - 1
             lines += chunk.count(b"\n")
-            if line_length > LONGEST_LINE:
-                refuse_long(path, lines + 1)
             array = np.frombuffer(chunk, dtype=np.uint8)
             ends, cuts = array == NEWLINE, array == ord(separator)
             if inside or b'"' in chunk:
@@ -205,13 +202,14 @@ def cells_per_record(path: Path, separator: str) -> np.ndarray:
             if len(at):
                 n_cuts[0] += separators
                 n_bytes[0] += length
-                before = np.where(at > 0, array[at - 1], 0)
+                before = np.where(at > 0, array[at - 1], previous)
                 alone = (n_cuts == 0) & ((n_bytes == 0) | ((n_bytes == 1) & (before == RETURN)))
                 counts.append(np.where(alone, 0, n_cuts + 1))
                 separators, length = 0, 0
             tail = int(at[-1]) + 1 if len(at) else 0
             separators += int(np.count_nonzero(cuts[tail:]))
             length += len(chunk) - tail
+            previous = chunk[-1]
             if length > LONGEST_LINE:
                 refuse_long(path, lines + 1)
     try:

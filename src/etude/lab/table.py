@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARROWS", "SYMBOLS", "Scale", "board_json", "headline", "interval_level", "leaderboard",
-    "name_of", "notes", "plain", "printable", "scale_of", "seconds", "size", "status_of",
+    "name_of", "notes", "plain", "printable", "scale_of", "seconds", "size", "status_of", "wrapped",
 ]  # fmt: skip
 
 WIDTH = 80
@@ -234,7 +234,7 @@ def notes(board: Board) -> list[str]:
     return said
 
 
-def _wrapped(name: str, width: int) -> str:
+def wrapped(name: str, width: int) -> str:
     """The name on lines of at most `width`, broken after underscores where it can be."""
     lines = [""]
     for piece in name.replace("_", "_\0").split("\0"):
@@ -278,7 +278,7 @@ def leaderboard(board: Board) -> Table:
         left = head == "verdict"
         table.add_column(head, justify="left" if left else "right", width=width, overflow="fold")
     for entry, line in zip(board.entries, lines, strict=True):
-        name = Text(_wrapped(name_of(entry.method), max(room, 8)))
+        name = Text(wrapped(name_of(entry.method), max(room, 8)))
         if entry.method == board.winner:
             name.stylize("bold")
         style = STYLES.get(status_of(entry, board), "")

@@ -3,7 +3,8 @@
 The documents are the training rows, the queries the test rows. The truth is the exact top 10:
 by cosine for vectors; by the Chamfer score for token sets, the sum over the query's tokens of
 the best inner product with a document token. A method's ``encode_documents`` asks for
-`documents` (token sets, (N, T, D), unit tokens) or `vectors` ((N, D), unit rows).
+`documents` (token sets, (N, T, D), unit tokens) or `vectors` (the rows themselves, (N, D),
+of unit length).
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ class Search:
         """Fit the encoder where it learns, and encode the documents."""
         facts = describe(data, split.train, seed)
         parts = self.assemble(arm, facts, knobs)
-        method, documents = parts["method"], _sets(data, split.train)
+        method = parts["method"]
         if hasattr(method, "fit"):
-            method.fit(documents.mean(axis=1))
-        codes = method.encode_documents(_asked(method.encode_documents, documents))
+            method.fit(_unit(data.x[split.train]))
+        codes = method.encode_documents(_asked(method.encode_documents, data, split.train))
         return Predictor(
             self.name, arm.name, facts, dict(knobs), parts, {"codes": np.asarray(codes)}
         )
@@ -71,9 +72,9 @@ class Search:
         self, predictor: Predictor, data: Dataset, split: Split, part: str
     ) -> dict[str, float]:
         """Share of the exact top 10 (and top 1) among the 10 (and 1) found; bytes a document."""
-        queries = _sets(data, getattr(split, part))
-        truth = exact(queries, _sets(data, split.train), TOP)
-        found = self._find(predictor, queries)
+        rows = getattr(split, part)
+        truth = exact(_sets(data, rows), _sets(data, split.train), TOP)
+        found = self._find(predictor, data, rows)
         hits = (found[:, :, None] == truth[:, None, :]).any(axis=1)
         return {
             "recall_at_10": float(hits.mean()),
@@ -81,9 +82,9 @@ class Search:
             "bytes": float(predictor.arrays["codes"].nbytes / len(predictor.arrays["codes"])),
         }
 
-    def _find(self, predictor: Predictor, queries: np.ndarray) -> np.ndarray:
+    def _find(self, predictor: Predictor, data: Dataset, rows: np.ndarray) -> np.ndarray:
         method = predictor.parts["method"]
-        codes = method.encode_queries(_asked(method.encode_queries, queries))
+        codes = method.encode_queries(_asked(method.encode_queries, data, rows))
         return measures.neighbors(np.asarray(codes), predictor.arrays["codes"], TOP)
 
     def predict(self, predictor: Predictor, x: np.ndarray) -> np.ndarray:
@@ -92,17 +93,20 @@ class Search:
         data = Dataset(
             name="rows", x=x, y=None, image_shape=None if shape is None else tuple(shape)
         )
-        return self._find(predictor, _sets(data, np.arange(len(x))))
+        return self._find(predictor, data, np.arange(len(x)))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def _sets(data: Dataset, rows: np.ndarray) -> np.ndarray:
     """(B, T, D) unit tokens of the rows; a vector is a set of one."""
-    sets = tokens_of(data, rows) if has_tokens(data) else data.x[rows][:, None, :]
-    return sets / np.maximum(np.linalg.norm(sets, axis=2, keepdims=True), 1e-12)
+    return _unit(tokens_of(data, rows) if has_tokens(data) else data.x[rows][:, None, :])
 
 
-def _asked(encode: Any, sets: np.ndarray) -> np.ndarray:
-    return sets.mean(axis=1) if "vectors" in asks(encode) else sets
+def _asked(encode: Any, data: Dataset, rows: np.ndarray) -> np.ndarray:
+    return _unit(data.x[rows]) if "vectors" in asks(encode) else _sets(data, rows)
 
 
 def exact(queries: np.ndarray, documents: np.ndarray, k: int) -> np.ndarray:

@@ -1,0 +1,136 @@
+"""Where the trials of a plan run: in this process, in several, or on Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etude.core import EtudeError
+from etude.lab.ledger import Ledger
+from etude.lab.plan import Plan, configurations, open_data
+from etude.lab.row import Row
+from etude.lab.trial import Trial
+from etude.tasks import arm_of, get_task
+from etude.tasks.base import Dataset
+
+__all__ = ["execute", "units"]
+
+Progress = Callable[[int, int, str], object]
+
+
+def units(plan: Plan) -> list[tuple[int, str]]:
+    """(seed, arm) in the order of measuring: the arms in turn at each seed (A B A B)."""
+    names = [plan.baseline, *plan.methods]
+    return [(seed, name) for seed in range(plan.seeds) for name in names]
+
+
+def ticks(plan: Plan, name: str) -> int:
+    """How many steps of progress one trial of this arm makes."""
+    return len(configurations(arm_of(get_task(plan.task), name), plan.tune)) + 1
+
+
+def execute(
+    plan: Plan, data: Dataset, ledger: str | None, *, jobs: int, on: str, progress: Progress
+) -> None:
+    """Measure every trial of the plan that the ledger does not hold; rows go in at once."""
+    book = Ledger(ledger)
+    known = book.rows(plan.id)
+    if on == "local" and jobs == 1:
+        _here(plan, data, book, known, progress)
+        return
+    done, total = 0, sum(ticks(plan, name) for _, name in units(plan))
+    if on == "local":
+        finished = _processes(plan, ledger, known, jobs)
+    elif on == "ray" or on.startswith("ray://"):
+        finished = _ray(plan, data, book, known, on)
+    else:
+        raise EtudeError(f"on must be local, ray or ray://host:port, got {on!r}")
+    for seed, name in finished:
+        done += ticks(plan, name)
+        progress(done, total, f"{name}, seed {seed}")
+
+
+def _here(plan: Plan, data: Dataset, book: Ledger, known: list[Row], progress: Progress) -> None:
+    done, total = 0, sum(ticks(plan, name) for _, name in units(plan))
+
+    for seed, name in units(plan):
+        label = f"{name}, seed {seed}"
+
+        def tick(label: str = label) -> None:
+            nonlocal done
+            done += 1
+            progress(done, total, label)
+
+        progress(done, total, label)
+        Trial(plan, data, name, seed, known, book.add).run(tick)
+
+
+# One process of a pool serves many trials: it reads the data once.
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(plan: Plan, ledger: str | None, known: list[Row], threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    data = open_data(plan.source, plan.reading, need_labels=plan.task != "search")
+    _worker.update(plan=plan, data=data, book=Ledger(ledger), known=known)
+
+
+def _work(seed: int, name: str) -> tuple[int, str]:
+    known, book = _worker["known"], _worker["book"]
+    Trial(_worker["plan"], _worker["data"], name, seed, known, book.add).run()
+    return seed, name
+
+
+def _processes(
+    plan: Plan, ledger: str | None, known: list[Row], jobs: int
+) -> Iterator[tuple[int, str]]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # Spawned, not forked: a fork after torch has used its threads hangs.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_start_worker,
+        initargs=(plan, ledger, known, threads),
+    ) as pool:  # fmt: skip
+        futures = [pool.submit(_work, seed, name) for seed, name in units(plan)]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+def _ray_trial(
+    plan: Plan, data: Dataset, known: list[Row], seed: int, name: str
+) -> tuple[int, str, list[Row]]:
+    rows: list[Row] = []
+    Trial(plan, data, name, seed, known, rows.extend).run()
+    return seed, name, rows
+
+
+def _ray(
+    plan: Plan, data: Dataset, book: Ledger, known: list[Row], on: str
+) -> Iterator[tuple[int, str]]:
+    """The workers may be on other machines: rows come back with a trial and go in here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise EtudeError('--on ray needs Ray: pip install "etude[ray]"') from None
+    address = None if on == "ray" else on
+    ray.init(address=address, include_dashboard=False, log_to_driver=False)
+    try:
+        plan_ref, data_ref, known_ref = ray.put(plan), ray.put(data), ray.put(known)
+        task = ray.remote(_ray_trial)
+        waiting = [
+            task.remote(plan_ref, data_ref, known_ref, seed, name) for seed, name in units(plan)
+        ]
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            seed, name, rows = ray.get(ready[0])
+            book.add(rows)
+            yield seed, name
+    finally:
+        ray.shutdown()

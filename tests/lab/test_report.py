@@ -8,10 +8,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from etude.cli import cli
+from etude.core import EtudeError
 from etude.lab import judge
 from etude.lab import report as module
 from etude.lab.board import Board, Entry
+from etude.lab.ledger import Ledger
+from etude.lab.plan import Plan
 from etude.lab.plots import cost_svg, difference_svg
 from etude.lab.report import COLORS, report_html, write_report
 from etude.lab.row import Row, Run
@@ -32,7 +37,7 @@ LINES = (
 def make_board(better="higher", **facts):
     """Five seeds of four methods, one of which failed once, against logistic regression."""
     generator, entries = np.random.default_rng(0), []
-    spec = {"seeds": 5, "tune": 4, "budget_s": 60}
+    spec = {"seeds": 5, "tune": 4, "budget_s": 60, "overlap": 1 / 3}
     run = Run(id="3f2a9c0d11e7", command="etude compare digits", spec=spec, started="2025-05-01",
               finished="2025-05-01T00:02", state="finished")  # fmt: skip
     for method, gain, spread, fit_s, n_bytes in LINES:
@@ -119,7 +124,7 @@ def test_page_is_well_formed_and_says_everything():
     for words in (
         "moment_probing is better than logistic_regression on digits: accuracy +0.0",
         "✓ better", "? undecided", "✗ worse", "= tie", "accuracy ↑", "seed 4", "n_steps=300",
-        "4 configurations an arm", "60 s a fit", "±0.005 share", "Holm", "Nadeau-Bengio",
+        "4 configurations an arm", "60 s a fit", "±0.005 share", "Holm", "n_test/n_train (0.333)",
         "etude keep 3f2a9c0d11e7 --to moment-probing", "etude serve moment-probing",
         "etude compare digits", "0.1.0", "x86_64, 2 cores", "c0ffee",
         "2 rows in the ledger, 1 of them failures", "asks for tokens; this data has none",
@@ -251,10 +256,44 @@ def test_a_write_that_breaks_leaves_the_old_report(tmp_path, monkeypatch):
     before = path.read_text(encoding="utf-8")
 
     def full(source, target):
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(EtudeError, match=r"report folder .* cannot be written: No space left"):
         write_report(make_board(data="wine"), ROWS, tmp_path)
     assert path.read_text(encoding="utf-8") == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json"]
+
+
+def test_the_command_makes_the_page_again_from_the_ledger(tmp_path):
+    url = str(tmp_path / "ledger.sqlite")
+    plan = Plan(
+        task="probe", source="digits", data="digits", data_hash="c0ffee", reading={}, n_rows=1797,
+        overlap=1 / 3, methods=("heads.naive_bayes_probe",), baseline="logistic_regression",
+        metric="accuracy", better="higher", margin=None, seeds=2, tune=1, budget_s=None,
+    )  # fmt: skip
+    ledger = Ledger(url)
+    ledger.start(Run(id=plan.id, command="etude x", spec=plan.spec(), started="2025"))
+    ledger.add(
+        make_row(run=plan.id, method=name, seed=seed, value=value + 0.001 * seed, arm=arm)
+        for name, arm, value in (
+            ("heads.naive_bayes_probe", "ours", 0.92), ("logistic_regression", "baseline", 0.97),
+        )
+        for seed in (0, 1)
+    )  # fmt: skip
+    words = ["report", plan.id[:6], "--ledger", url, "--to", str(tmp_path / "out")]
+    shown = CliRunner().invoke(cli, words)
+    assert shown.exit_code == 0, shown.output
+    assert "✗ worse" in shown.output
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "naive_bayes_probe is worse than logistic_regression on digits" in page
+    twin = json.loads(CliRunner().invoke(cli, [*words, "--json"]).output)
+    assert twin["run"]["id"] == plan.id
+    assert twin["entries"][1]["verdict"]["difference"] == pytest.approx(-0.05)
+
+
+def test_the_command_names_an_unknown_run(tmp_path):
+    shown = CliRunner().invoke(cli, ["report", "abc", "--ledger", str(tmp_path / "l.sqlite")])
+    assert shown.exit_code == 2
+    assert "no run is called 'abc'" in shown.output
+    assert "Traceback" not in shown.output

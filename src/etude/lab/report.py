@@ -15,24 +15,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from etude.core import EtudeError
+from etude.lab import table
 from etude.lab.board import Board, Entry
 from etude.lab.plots import cost_svg, difference_svg
 from etude.lab.row import Row
-from etude.lab.table import (
-    ARROWS,
-    SYMBOLS,
-    board_json,
-    headline,
-    interval_level,
-    name_of,
-    notes,
-    plain,
-    printable,
-    scale_of,
-    seconds,
-    size,
-    status_of,
-)  # fmt: skip
+from etude.lab.table import interval_level, name_of, printable, scale_of, seconds, size, status_of
 
 __all__ = ["COLORS", "report_html", "write_report"]
 
@@ -123,13 +111,13 @@ def _cell(html: str, kind: str = "") -> str:
 
 
 def _verdict(status: str) -> str:
-    return f"{SYMBOLS[status]}&nbsp;{status}" if status in SYMBOLS else status
+    return f"{table.SYMBOLS[status]}&nbsp;{status}" if status in table.SYMBOLS else status
 
 
 def _leaderboard(board: Board) -> str:
     scale, level = scale_of(board), interval_level(board)
     unit = f" {escape(scale.unit)}" if scale.unit else ""
-    heads = ["method", "verdict", f"{_text(board.metric)} {ARROWS[board.better]}{unit}",
+    heads = ["method", "verdict", f"{_text(board.metric)} {table.ARROWS[board.better]}{unit}",
              f"difference<br><small>{level} interval</small>", "fit<br><small>predict</small>",
              "bytes"]  # fmt: skip
     rows = []
@@ -215,6 +203,8 @@ def _compared(board: Board, spec: Mapping[str, Any]) -> str:
     tune, budget, level = spec.get("tune"), spec.get("budget_s"), interval_level(board)
     several = len([e for e in board.entries if e.method != board.baseline]) > 1
     holm = ", each level set by Holm for all methods together" if several else ""
+    tuned, overlap = isinstance(tune, int) and tune > 1, spec.get("overlap")
+    ratio = f" ({overlap:.3g})" if isinstance(overlap, float) else ""
     ends = f"Student's t, {level or 'levels in the notes'}{holm}"
     return _facts([
         ("data", f"{board.data}, {board.n_rows:,} rows"),
@@ -222,12 +212,12 @@ def _compared(board: Board, spec: Mapping[str, Any]) -> str:
         ("splits", "train, validation and test, drawn once a seed; every arm sees the same ones"),
         ("seeds", f"{len(board.seeds)}: {', '.join(map(str, board.seeds))}"),
         ("tuning", f"{tune} configurations an arm, chosen on the validation part; the test part "
-         "was opened once" if tune else "none"),
+         "was opened once" if tuned else "none: the default settings of every arm"),
         ("budget", f"{budget} s a fit" if budget else "the same steps for every arm"),
         ("metric", f"{board.metric}, {board.better} is better"),
         ("equal in practice", f"within ±{board.margin:.4g} {board.unit}"),
         ("interval", f"{ends}; on the differences paired by seed; where training parts overlap, "
-         "the variance has the Nadeau-Bengio term n_test/n_train"),
+         f"the variance has the Nadeau-Bengio term n_test/n_train{ratio}"),
         ("verdict", "better or worse where the interval lies outside the region of practical "
          "equivalence, tie where it lies inside, otherwise undecided"),
     ])  # fmt: skip
@@ -249,7 +239,7 @@ def _environment(board: Board, rows: Sequence[Row]) -> str:
 def report_html(board: Board, rows: Sequence[Row]) -> str:
     """The report as one page; `rows` are the run's measurements in the ledger."""
     run = _text(board.run.id)
-    said = "".join(f"<li>{_text(note)}</li>" for note in notes(board))
+    said = "".join(f"<li>{_text(note)}</li>" for note in table.notes(board))
     best = _text(name_of(board.winner)).replace("_", "-")
     keep = f"etude keep {run} --to {best}\netude serve {best}"
     title = f"{_text(board.task)} on {_text(board.data)}"
@@ -259,7 +249,8 @@ def report_html(board: Board, rows: Sequence[Row]) -> str:
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <style>:root{{{_theme(0)}}}@media (prefers-color-scheme:dark){{:root{{{_theme(1)}}}}}{STYLE}</style>
-</head><body><header><p class="soft">etude · {title}</p><h1>{_text(headline(board))}</h1></header>
+</head><body><header><p class="soft">etude · {title}</p>
+<h1>{_text(table.headline(board))}</h1></header>
 <main>{_leaderboard(board)}<ul>{said}</ul>{_plots(board)}
 <h2>Values by seed</h2>{_per_seed(board)}
 <h2>Default and tuned</h2>{_tuning(board)}
@@ -275,12 +266,20 @@ def write_report(board: Board, rows: Sequence[Row], folder: str | Path) -> Path:
 
     Returns:
         The path of report.html.
+
+    Raises:
+        EtudeError: the folder cannot be written to.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    twin = board_json(board) | {"rows": plain(list(rows))}
-    _replace(folder / "report.json", json.dumps(twin, indent=1, ensure_ascii=False) + "\n")
-    return _replace(folder / "report.html", report_html(board, rows))
+    twin = json.dumps(table.board_json(board) | {"rows": table.plain(list(rows))}, indent=1)
+    page = report_html(board, rows)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / "report.json", twin + "\n")
+        return _replace(folder / "report.html", page)
+    except OSError as error:
+        why = error.strerror or error
+        raise EtudeError(f"the report folder {folder} cannot be written: {why}") from None
 
 
 def _replace(path: Path, text: str) -> Path:

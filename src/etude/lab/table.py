@@ -180,7 +180,7 @@ def _said(entry: Entry, board: Board, base: str, data: str) -> str:
     if status == "failed":
         return f"{name} failed on every seed; {base} stays."
     if verdict is None:
-        return f"{name} against {base} on {data}: undecided, fewer than two seeds have both values."
+        return f"{name} against {base} on {data} is undecided: not every seed has a value."
     unit = f" {scale.unit}" if scale.unit else ""
     facts = (
         f"{board.metric} {scale.difference(verdict.difference)}{unit} "

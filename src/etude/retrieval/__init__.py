@@ -1,0 +1,8 @@
+"""Retrieval: codes, indexes and measuring rules for finding documents by vectors.
+
+A document or a query is a vector, or a set of token vectors of any number.
+"""
+
+from etude.retrieval.muvera import MuveraEncoder, chamfer, muvera_search
+
+__all__ = ["MuveraEncoder", "chamfer", "muvera_search"]

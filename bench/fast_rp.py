@@ -6,13 +6,15 @@ pecanpy needs numpy < 2, so this runs in an environment of its own, from the rep
     .venv-bench/bin/pip install 'numpy<2' scipy scikit-learn pecanpy==2.0.9 gensim==4.4.0
     PYTHONPATH=src .venv-bench/bin/python bench/fast_rp.py PATH/TO/blogcatalog.mat
 
-Both contenders run in one process with one thread, in alternation: a third of the FastRP repeats
-before each DeepWalk run, the rest after the last. The time is that of embedding all nodes from
+Both contenders run in one process with one thread, in alternation: an equal share of the FastRP
+repeats before each DeepWalk run and after the last. The time is that of embedding all nodes from
 the sparse adjacency in memory; reading the file and classifying are outside for both. pecanpy
 compiles its walker in each call; a run on a ring of ten nodes shows how long that takes, and the
 ratio is given with it and without. DeepWalk: p = q = 1, 10 walks of 80 steps a node, window 10,
-skip-gram with negative sampling, one epoch. F1: a logistic regression a label, C tuned on
-validation nodes, the same splits for both; FastRP as it comes, with its default parameters.
+skip-gram with negative sampling, one epoch (more walks classify better and take longer: try
+--walks 80 --walk-length 40). gensim feeds its one worker from a second thread, which the peer
+keeps. F1: a logistic regression a label, C tuned on validation nodes, the same splits for both;
+FastRP as it comes, with its default parameters.
 """
 
 # ruff: noqa: E402

@@ -1,0 +1,20 @@
+"""Heads: what reads the features of a frozen or trained network, in place of a linear layer.
+
+Fixed vectors, subspaces, moments, averages, neighbors and descriptions of classes.
+"""
+
+from etude.heads.equiangular_basis_vectors import EBVHead, EBVLoss, generate_ebv
+from etude.heads.moment_probing import PSRP, MomentProbe, MultiHeadCrossCovariance
+from etude.heads.naive_bayes_probe import GaussianNBProbe, LogisticProbe, sample_complexity_curve
+
+__all__ = [
+    "PSRP",
+    "EBVHead",
+    "EBVLoss",
+    "GaussianNBProbe",
+    "LogisticProbe",
+    "MomentProbe",
+    "MultiHeadCrossCovariance",
+    "generate_ebv",
+    "sample_complexity_curve",
+]

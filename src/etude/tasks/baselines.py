@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression as SklearnRegression
+from sklearn.neighbors import NearestNeighbors
 
 from etude.core import require
 
@@ -21,9 +23,7 @@ class LogisticRegression:
 
     def fit(self, features: np.ndarray, target: np.ndarray) -> LogisticRegression:
         """features (N, D), target (N,) class ids -> self."""
-        from sklearn.linear_model import LogisticRegression as Sklearn
-
-        solver = Sklearn(C=self.C, max_iter=1000).fit(features, target)
+        solver = SklearnRegression(C=self.C, max_iter=1000).fit(features, target)
         weight, bias = solver.coef_, solver.intercept_
         if len(solver.classes_) == 2:  # scikit-learn keeps one row for two classes
             weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -54,8 +54,6 @@ class KNearestNeighbors:
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """features (B, D) -> (B, K) log of the share of votes."""
-        from sklearn.neighbors import NearestNeighbors
-
         k = min(self.n_neighbors, len(self.rows_))
         distance, near = NearestNeighbors(n_neighbors=k).fit(self.rows_).kneighbors(features)
         weight = 1 / np.maximum(distance, 1e-9)

@@ -18,6 +18,7 @@ from etude.tasks import measures
 from etude.tasks.base import Arm, Dataset, Predictor, Split, split_rows
 from etude.tasks.facts import LEARNING, build, describe, scaling
 from etude.tasks.train import EMBEDDING_DIM
+from etude.tasks.training import optimize
 from etude.tasks.wire import arguments, missing
 
 __all__ = ["Detect"]
@@ -110,8 +111,6 @@ class Detect:
         """Train the network on the known classes, then fit the detector to its features."""
         import torch
         import torch.nn.functional as F
-
-        from etude.tasks.training import optimize
 
         assert data.y is not None
         facts = describe(data, split.train, seed)

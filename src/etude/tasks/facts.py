@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from etude.tasks.base import Arm, Dataset
 from etude.tasks.wire import arguments, asks
@@ -31,8 +32,6 @@ def describe(data: Dataset, rows: np.ndarray, seed: int) -> dict[str, Any]:
 
 def build(arm: Arm, facts: Mapping[str, Any], knobs: Mapping[str, Any]) -> Any:
     """The arm's object: its constructor gets the facts and knobs that it asks for."""
-    import torch
-
     values = dict(facts)
     values["generator"] = torch.Generator().manual_seed(int(facts["seed"]))
     if "class_counts" in facts:

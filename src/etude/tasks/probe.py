@@ -16,6 +16,7 @@ from etude.tasks import measures
 from etude.tasks.base import Arm, Dataset, Predictor, Split, split_rows
 from etude.tasks.baselines import KNearestNeighbors, LogisticRegression
 from etude.tasks.facts import LEARNING, build, describe, has_tokens, patch_tokens, scaling
+from etude.tasks.training import optimize
 from etude.tasks.wire import asks
 
 __all__ = ["Probe"]
@@ -139,8 +140,6 @@ def _train(
 ) -> None:  # fmt: skip
     import torch
     import torch.nn.functional as F
-
-    from etude.tasks.training import optimize
 
     x, y = torch.from_numpy(inputs), torch.from_numpy(target)
     loss = getattr(head, "loss", None) or F.cross_entropy

@@ -18,6 +18,7 @@ from etude.core import require
 from etude.tasks import measures
 from etude.tasks.base import Arm, Dataset, Predictor, Split, split_rows
 from etude.tasks.facts import LEARNING, build, describe, scaling
+from etude.tasks.training import optimize
 from etude.tasks.wire import asks, missing
 
 __all__ = ["EMBEDDING_DIM", "Train"]
@@ -83,8 +84,6 @@ class Train:
     ) -> Predictor:  # fmt: skip
         """Train encoder, classifier and the objective's own weights on the training rows."""
         import torch
-
-        from etude.tasks.training import optimize
 
         assert data.y is not None
         facts = describe(data, split.train, seed)

@@ -1,0 +1,1 @@
+"""Experiments of the robustness family: claims that need attacks or abnormal images."""

@@ -1,0 +1,1 @@
+"""Experiments of the theory family: claims about many training runs at once."""

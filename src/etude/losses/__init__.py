@@ -8,5 +8,14 @@ from etude.losses.comp_sum_loss import (
     SmoothAdversarialCompSumLoss,
     h_consistency_transform,
 )
+from etude.losses.decoupled_softmax import (
+    DecoupledSoftmaxLoss,
+    SoftTopKLoss,
+    log_soft_topk,
+    soft_topk,
+)
 
-__all__ = ["CompSumLoss", "SmoothAdversarialCompSumLoss", "h_consistency_transform"]
+__all__ = [
+    "CompSumLoss", "DecoupledSoftmaxLoss", "SmoothAdversarialCompSumLoss", "SoftTopKLoss",
+    "h_consistency_transform", "log_soft_topk", "soft_topk",
+]  # fmt: skip

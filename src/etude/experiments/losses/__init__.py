@@ -1,0 +1,1 @@
+"""Experiments on losses: claims that need label noise or many labels a sample."""

@@ -105,7 +105,7 @@ def test_a_family_exports_its_modules_and_nothing_else(family):
     module = importlib.import_module(f"etude.{family}")
     names = [name for c in CARDS if c.family == family for name in public_names(c)]
     assert len(names) == len(set(names)), "two modules export one name"
-    assert list(module.__all__) == sorted(names)
+    assert sorted(module.__all__) == sorted(names)
 
 
 @each

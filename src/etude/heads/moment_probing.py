@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from etude.core import Card, refuse, require
 
-__all__ = ["PSRP", "MomentProbe", "MultiHeadCrossCovariance"]
+__all__ = ["MomentProbe", "MultiHeadCrossCovariance", "PSRP"]
 
 CARD = Card(
     slug="moment_probing",
@@ -126,7 +126,8 @@ class MultiHeadCrossCovariance(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T, dim) -> v (B, out_dim)."""
-        return self.shrink(self.moments(tokens)).flatten(1)  # (4)
+        v: Tensor = self.shrink(self.moments(tokens)).flatten(1)  # (4)
+        return v
 
 
 class MomentProbe(nn.Module):
@@ -167,7 +168,8 @@ class MomentProbe(nn.Module):
         g, words = tokens.mean(dim=1), tokens
         if self.class_token:
             g, words = tokens[:, 0], tokens[:, 1:]
-        return (self.W1(self.first(g)) + self.W2(self.second(words))) / 2  # (1)
+        logits: Tensor = (self.W1(self.first(g)) + self.W2(self.second(words))) / 2  # (1)
+        return logits
 
 
 class PSRP(nn.Module):
@@ -190,4 +192,5 @@ class PSRP(nn.Module):
         """x (..., dim), the frozen branch `network` (MLP after LN) -> the block's output."""
         r = torch.relu(self.D(x))
         s, b = self.U1(r), self.U2(r)
-        return x + ((1 + s) * network(x) + b)  # (5)
+        y: Tensor = x + ((1 + s) * network(x) + b)  # (5)
+        return y

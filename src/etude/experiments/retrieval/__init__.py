@@ -1,0 +1,1 @@
+"""Experiments on retrieval: claims about finding documents that no task expresses."""

@@ -144,7 +144,7 @@ class DecoupledSoftmaxLoss(nn.Module):
         against = scores.masked_fill(~negatives, -torch.inf).masked_fill(nothing, 0.0)
         against = against.logsumexp(dim=1)
         rows, columns = drawn.nonzero(as_tuple=True)
-        terms = F.softplus(against[rows] - scores[rows, columns])  # (1)
+        terms = -F.logsigmoid(scores[rows, columns] - against[rows])  # (1)
         return _mean_over_positives(terms.masked_fill(nothing[rows, 0], 0.0), drawn, len(drawn))
 
 

@@ -196,7 +196,7 @@ def test_soft_topk_loss_options():
 
 
 @pytest.mark.parametrize("loss", [DecoupledSoftmaxLoss(), SoftTopKLoss(top_k=4),
-                                  SoftTopKLoss(top_k=None)])  # fmt: skip
+                                  SoftTopKLoss(top_k=6), SoftTopKLoss(top_k=None)])  # fmt: skip
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
 def test_value_and_gradient_stay_finite(loss, dtype):
     _, positives = official_inputs()

@@ -139,13 +139,10 @@ class DecoupledSoftmaxLoss(nn.Module):
         scores, known, takes_part = _prepare(logits, positives, mask, self.temperature)
         drawn = known if self.n_sampled is None else _draw(known, self.n_sampled, self.generator)
         negatives = takes_part & ~known
-        nothing = ~negatives.any(dim=1, keepdim=True)
-        # rows without negatives read zeros, so that no gradient of log(0) arises
-        against = scores.masked_fill(~negatives, -torch.inf).masked_fill(nothing, 0.0)
-        against = against.logsumexp(dim=1)
+        against = scores.masked_fill(~negatives, -torch.inf).logsumexp(dim=1)
         rows, columns = drawn.nonzero(as_tuple=True)
         terms = -F.logsigmoid(scores[rows, columns] - against[rows])  # (1)
-        return _mean_over_positives(terms.masked_fill(nothing[rows, 0], 0.0), drawn, len(drawn))
+        return _mean_over_positives(terms, drawn, len(drawn))
 
 
 class _SoftTopK(torch.autograd.Function):

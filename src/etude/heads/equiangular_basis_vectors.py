@@ -96,7 +96,8 @@ def generate_ebv(
     require(dim >= 1, "dim", "at least 1", dim)
     W = torch.randn(n_vectors, dim, generator=generator)
     if n_vectors <= dim:
-        return torch.linalg.qr(W.T)[0].T.contiguous()
+        orthonormal: Tensor = torch.linalg.qr(W.T)[0].T.contiguous()
+        return orthonormal
     welch = math.sqrt((n_vectors - dim) / (dim * (n_vectors - 1)))
     alpha = 1.5 * welch if alpha is None else alpha
     rule = f"from {welch:.4f} (the Welch bound of {n_vectors} vectors in {dim} dimensions) to 0.99"

@@ -1,0 +1,1 @@
+"""Experiments on heads: claims that need made-up data or a network trained for the purpose."""

@@ -1,0 +1,13 @@
+"""Embeddings: how a representation is trained, cut, compared and searched.
+
+Objectives are torch modules on (B, D) embeddings; searches take numpy arrays.
+"""
+
+from etude.embeddings.matryoshka_representation import (
+    MatryoshkaHead,
+    MatryoshkaLoss,
+    adaptive_retrieval,
+    funnel_retrieval,
+)
+
+__all__ = ["MatryoshkaHead", "MatryoshkaLoss", "adaptive_retrieval", "funnel_retrieval"]

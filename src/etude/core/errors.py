@@ -18,8 +18,8 @@ class EtudeError(ValueError):
 
 def quote(value: object) -> str:
     """The value as a message shows it: its repr, shortened; arrays by shape and dtype."""
-    shape = getattr(value, "shape", None)
-    if shape is not None and tuple(shape) != ():
+    shape = None if isinstance(value, type) else getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape != ():
         return f"shape {tuple(shape)} of {getattr(value, 'dtype', '?')}"
     text = repr(value)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

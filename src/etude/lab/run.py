@@ -17,7 +17,7 @@ from etude.core import EtudeError, require
 from etude.lab.board import Board
 from etude.lab.execute import execute
 from etude.lab.ledger import Ledger
-from etude.lab.plan import Plan, make_plan, open_data
+from etude.lab.plan import Plan, make_plan
 from etude.lab.row import Run
 from etude.lab.score import make_board
 from etude.lab.trial import now
@@ -169,7 +169,7 @@ def keep(
     The configuration is the one whose validation score was best on average over the seeds.
 
     Returns:
-        method, folder, metric, value, label, n_bytes.
+        method, folder, metric, value, label, bytes.
 
     Raises:
         EtudeError: unknown run or method, or the data has changed since the run.
@@ -177,19 +177,3 @@ def keep(
     from etude.lab.keeping import keep_winner
 
     return keep_winner(board_of(run, ledger), Ledger(ledger), Path(to), method)
-
-
-def data_of(board: Board) -> Dataset:
-    """The data of a run, read again.
-
-    Raises:
-        EtudeError: it is gone, or its content is not what the run measured.
-    """
-    plan = Plan.of(board.run.spec)
-    data = open_data(plan.source, plan.reading, need_labels=plan.task != "search")
-    if data.hash != plan.data_hash:
-        raise EtudeError(
-            f"{plan.source} has changed since run {board.run.id} "
-            f"(sha256 {data.hash[:12]}, was {plan.data_hash[:12]}): run the comparison again"
-        )
-    return data

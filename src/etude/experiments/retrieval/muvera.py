@@ -24,6 +24,10 @@ order in which the union is read (best rank, best similarity, number of lists wi
 among their first 50); the power of the mean's length that divides the score (0, 0.5, 1); the
 depth of the fused lists (50, 100, 200). Test: 200 further queries. "equal memory" restricts
 MUVERA to 1,920 numbers a document, as many as its 30 tokens take.
+
+These two corpora were picked from six that were looked at, as one that suits the encodings and
+one that does not: the headline says that there are corpora on which the claim holds, not that
+it holds on most. No real multi-vector corpus was measured.
 """
 
 from __future__ import annotations

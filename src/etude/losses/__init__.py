@@ -14,8 +14,10 @@ from etude.losses.decoupled_softmax import (
     log_soft_topk,
     soft_topk,
 )
+from etude.losses.label_dro_loss import ALDRKLLoss, LDRKLLoss
 
 __all__ = [
-    "CompSumLoss", "DecoupledSoftmaxLoss", "SmoothAdversarialCompSumLoss", "SoftTopKLoss",
-    "h_consistency_transform", "log_soft_topk", "soft_topk",
+    "ALDRKLLoss", "CompSumLoss", "DecoupledSoftmaxLoss", "LDRKLLoss",
+    "SmoothAdversarialCompSumLoss", "SoftTopKLoss", "h_consistency_transform", "log_soft_topk",
+    "soft_topk",
 ]  # fmt: skip

@@ -87,6 +87,19 @@ def test_equal_commands_measure_once_and_fresh_measures_again():
     assert board_of("latest").winner == first.winner
 
 
+def test_more_seeds_measure_only_the_new_ones():
+    options = {"methods": ["naive_bayes_probe"], "tune": 1}
+    two = compare("wine", **options, seeds=2)
+    before = Ledger().rows(two.run.id)
+    three = compare("wine", **options, seeds=3)
+    rows = Ledger().rows(three.run.id)
+    assert three.run.id == two.run.id
+    assert rows[: len(before)] == before
+    assert {row.seed for row in rows[len(before) :]} == {2}
+    again = compare("wine", **options, seeds=2)
+    assert [e.values for e in again.entries] == [e.values for e in two.entries]
+
+
 def test_both_arms_have_as_many_configurations_and_the_test_part_is_opened_once():
     board = compare("wine", methods=["naive_bayes_probe"], seeds=2, tune=2)
     rows = Ledger().rows(board.run.id)

@@ -22,7 +22,7 @@ def command(
     \b
     Example:
       etude compare digits
-      etude compare flowers.csv --target species --methods naive_bayes_probe --seeds 10
+      etude compare flowers.csv --target species --seeds 10 --jobs 2
 
     Exit status 1 where every method failed.
     """

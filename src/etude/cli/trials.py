@@ -84,13 +84,22 @@ def bar(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
         TextColumn("{task.completed:.0f}/{task.total:.0f}"), BarColumn(24), TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        line = progress.add_task("reading the data", total=1)
+    progress = Progress(*columns, console=Console(stderr=True))
+    line = progress.add_task("", total=1)
+    started = False
 
-        def tell(done: int, total: int, label: str) -> None:
-            progress.update(line, completed=done, total=total, description=label)
+    def tell(done: int, total: int, label: str) -> None:
+        nonlocal started
+        if not started:  # not before the first step: a refusal stays one line
+            progress.start()
+            started = True
+        progress.update(line, completed=done, total=total, description=label)
 
+    try:
         yield tell
+    finally:
+        if started:
+            progress.stop()
 
 
 def show(board: Board, folder: str, ledger: str | None, *, as_json: bool) -> None:

@@ -53,9 +53,13 @@ class Plan:
 
     @property
     def id(self) -> str:
-        """Twelve hex digits; the place of the data does not count, its content does."""
+        """Twelve hex digits.
+
+        The place of the data does not count, its content does; nor does the number of seeds,
+        so that the same command with more of them measures only the new ones.
+        """
         facts = self.spec()
-        for name in ("source", "skipped", "data"):
+        for name in ("source", "skipped", "data", "seeds"):
             facts.pop(name)
         return fingerprint(facts)
 

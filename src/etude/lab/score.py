@@ -33,6 +33,7 @@ def margin_of(metric: str, given: float | None, baseline: Sequence[float]) -> fl
 def make_board(run: Run, rows: Sequence[Row]) -> Board:
     """The leaderboard of a run, from its rows on the test part."""
     plan = Plan.of(run.spec)
+    rows = [row for row in rows if row.seed < plan.seeds]
     final = "tuned" if plan.tune > 1 else "default"
     names = [plan.baseline, *plan.methods]
     tested = [row for row in rows if row.split == "test"]
@@ -121,7 +122,8 @@ def best_knobs(plan: Plan, rows: Sequence[Row], name: str) -> dict[str, Any]:
     """The configuration whose mean over the seeds' validation parts is best."""
     scores: dict[str, list[float]] = {}
     for row in rows:
-        if (row.method, row.split, row.metric) == (name, "validation", plan.metric):
+        of_plan = row.split == "validation" and row.seed < plan.seeds
+        if of_plan and (row.method, row.metric) == (name, plan.metric):
             key = json.dumps(dict(row.params), sort_keys=True)
             scores.setdefault(key, []).append(math.nan if row.value is None else row.value)
     sign = 1 if plan.better == "higher" else -1

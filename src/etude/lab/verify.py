@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from etude import __version__
-from etude.core import Card, EtudeError, load
+from etude.core import Card, EtudeError, load, require
 from etude.lab.ledger import Ledger
 from etude.lab.plan import make_plan
 from etude.lab.row import Row, Run, fingerprint
@@ -219,10 +219,17 @@ def _by_task(
 
 
 def write_evidence(findings: Sequence[Finding], folder: Path) -> Path:
-    """Replace ``<family>.<slug>.jsonl`` in `folder` by these findings of one method."""
+    """Replace ``<family>.<slug>.jsonl`` in `folder` by these findings of one method.
+
+    Raises:
+        EtudeError: a single seed, which has no interval and is no evidence.
+    """
+    require(findings[0].seeds >= 2, "seeds", "at least 2 for evidence", findings[0].seeds)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{findings[0].method}.jsonl"
-    lines = [json.dumps(asdict(finding), ensure_ascii=False) for finding in findings]
+    lines = [
+        json.dumps(asdict(finding), ensure_ascii=False, allow_nan=False) for finding in findings
+    ]
     draft = path.with_suffix(".part")
     draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
     draft.replace(path)

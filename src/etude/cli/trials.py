@@ -45,7 +45,7 @@ OPTIONS = [
     click.option("--target", metavar="COLUMN", help="Column to predict; default: the last."),
     click.option("--against", metavar="BASELINE", help="What to compare with."),
     click.option("--seeds", default=5, show_default=True, help="Paired seeds."),
-    click.option("--tune", default=4, show_default=True, help="Configurations per arm."),
+    click.option("--tune", default=3, show_default=True, help="Configurations per arm."),
     click.option("--budget", metavar="TIME", help="Wall time of each fit (60s, 2m)."),
     click.option("--metric", help="What decides; default: the task's headline."),
     click.option("--margin", type=float, help="Region of practical equivalence."),

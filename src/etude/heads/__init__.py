@@ -4,6 +4,12 @@ Fixed vectors, subspaces, moments, averages, neighbors and descriptions of class
 """
 
 from etude.heads.equiangular_basis_vectors import EBVHead, EBVLoss, generate_ebv
+from etude.heads.grassmann_head import (
+    GrassmannHead,
+    GrassmannProbe,
+    GrassmannSGD,
+    grassmann_retract,
+)
 from etude.heads.moment_probing import PSRP, MomentProbe, MultiHeadCrossCovariance
 from etude.heads.naive_bayes_probe import GaussianNBProbe, LogisticProbe, sample_complexity_curve
 
@@ -12,9 +18,13 @@ __all__ = [
     "EBVHead",
     "EBVLoss",
     "GaussianNBProbe",
+    "GrassmannHead",
+    "GrassmannProbe",
+    "GrassmannSGD",
     "LogisticProbe",
     "MomentProbe",
     "MultiHeadCrossCovariance",
     "generate_ebv",
+    "grassmann_retract",
     "sample_complexity_curve",
 ]

@@ -64,7 +64,7 @@ CARD = Card(
         "Up to d vectors are orthonormal by a QR decomposition instead of nearly so.",
         "Rows that nearly coincide while vectors are generated are drawn anew.",
     ),
-    search={"temperature": (0.07, 0.03, 0.2), "smoothing": (0.0, 0.1)},
+    search={"temperature": (0.07, 0.2, 0.5), "smoothing": (0.0, 0.1)},
     example={"dim": 8, "n_classes": 3},
 )
 

@@ -81,7 +81,7 @@ def make_plan(
     task: str | None = None,
     against: str | None = None,
     seeds: int = 5,
-    tune: int = 4,
+    tune: int = 3,
     budget_s: float | None = None,
     metric: str | None = None,
     margin: float | None = None,

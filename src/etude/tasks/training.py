@@ -17,8 +17,8 @@ BATCH = 64
 
 
 def n_steps_for(n_rows: int) -> int:
-    """Thirty passes over the rows, at least 200 and at most 1,000 steps."""
-    return max(200, min(1000, 30 * n_rows // BATCH))
+    """Twenty passes over the rows, at least 200 and at most 1,000 steps."""
+    return max(200, min(1000, 20 * n_rows // BATCH))
 
 
 def optimize(

@@ -103,10 +103,11 @@ def test_all_files_are_there_and_say_what_was_given(kept) -> None:
     np.testing.assert_array_equal(
         load_file(kept / "model.safetensors")["method.weight"], [-1.5, -0.5, 0.5]
     )
-    front = (kept / "card.md").read_text(encoding="utf-8").split("---\n")[1]
+    _, front, body = (kept / "card.md").read_text(encoding="utf-8").split("---\n", 2)
     assert 'arxiv: "2405.19504"\n' in front
     assert "interval: [0.01, 0.03]\n" in front
     assert 'license: "apache-2.0"\n' in front
+    assert "- difference to the baseline: 0.02, interval [0.01, 0.03]\n- verdict: better" in body
     assert not any(p.stat().st_mode & 0o077 == 0 for p in [kept, *kept.iterdir()])
     assert [p.name for p in kept.parent.iterdir()] == ["kept"]
 
@@ -276,8 +277,10 @@ def test_save_refuses_and_leaves_nothing(tmp_path, monkeypatch) -> None:
 
 def test_save_into_an_empty_folder_and_below_new_ones(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
+    nothing = CARD | {"difference": None, "interval": None, "arxiv": None}  # a kept baseline
     for name in ("empty", "a/b/c"):
-        assert load_artifact(save(tmp_path / name)).classes == ("no", "yes")
+        assert load_artifact(save(tmp_path / name, card=nothing)).card["arxiv"] is None
+        assert "None" not in (tmp_path / name / "card.md").read_text()
 
 
 def test_a_fitted_baseline_answers_the_same_after_loading(tmp_path, monkeypatch) -> None:

@@ -276,12 +276,13 @@ def _card_text(card: Mapping[str, Any]) -> str:
     facts["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     front = "".join(f"{name}: {_json(value, 'card')}\n" for name, value in facts.items())
     source = f", arXiv:{card['arxiv']}" if card["arxiv"] else ""
+    gain = f"- difference to the baseline: {card['difference']}, interval {card['interval']}\n"
     return (
         f"---\n{front}---\n\n# {card['title']}\n\n"
         f"`{card['method']}`{source}, kept by etude {etude.__version__} for the task "
         f"{card['task']} on {card['data']} (sha256 {card['data_hash']}).\n\n"
-        f"- {card['metric']}: {card['value']}\n- difference to the baseline: "
-        f"{card['difference']}, interval {card['interval']}\n- verdict: {card['verdict']}\n\n"
+        f"- {card['metric']}: {card['value']}\n{'' if card['difference'] is None else gain}"
+        f"- verdict: {card['verdict']}\n\n"
         "The evidence is in `report.html` and `report.json`. The license is that of etude; the\n"
         "data's own terms hold for what was learned from it.\n\n"
         '```python\nimport etude\n\netude.load("this folder").predict(rows)\n```\n\n'

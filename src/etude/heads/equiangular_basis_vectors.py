@@ -197,6 +197,9 @@ class EBVHead(nn.Module):
         if ebv_dim is None:
             ebv_dim = (n_vectors or n_classes) if project else dim
         require(project or ebv_dim == dim, "ebv_dim", f"dim = {dim} without projection", ebv_dim)
+        self.project = project
+        self.temperature = temperature
+        self.smoothing = smoothing
         self.projection = nn.Linear(dim, ebv_dim) if project else nn.Identity()
         self.objective = EBVLoss(
             ebv_dim, n_classes, n_vectors=n_vectors, alpha=alpha, temperature=temperature,
@@ -209,4 +212,4 @@ class EBVHead(nn.Module):
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits (B, n_classes), target (B,) class ids -> (4), in nats."""
-        return F.cross_entropy(logits, target, label_smoothing=self.objective.smoothing)
+        return F.cross_entropy(logits, target, label_smoothing=self.smoothing)

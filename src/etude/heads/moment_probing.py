@@ -103,6 +103,7 @@ class MultiHeadCrossCovariance(nn.Module):
                 "hidden_dim", f"{rule} channels for two 3x3 convolutions of stride 2", hidden_dim
             )
         require(center in CENTERS, "center", f"one of {', '.join(CENTERS)}", center)
+        self.hidden_dim = hidden_dim
         self.n_heads = n_heads
         self.center = center
         self.out_dim = (n_heads - 1) * _halved(_halved(width)) ** 2
@@ -151,6 +152,9 @@ class MomentProbe(nn.Module):
         super().__init__()
         require(n_classes >= 1, "n_classes", "at least 1", n_classes)
         self.dim = dim
+        self.hidden_dim = hidden_dim
+        self.n_heads = n_heads
+        self.center = center
         self.class_token = class_token
         self.second = MultiHeadCrossCovariance(
             dim, hidden_dim=hidden_dim, n_heads=n_heads, center=center
@@ -182,6 +186,7 @@ class PSRP(nn.Module):
         super().__init__()
         require(dim >= 1, "dim", "at least 1", dim)
         require(hidden_dim >= 1, "hidden_dim", "at least 1", hidden_dim)
+        self.hidden_dim = hidden_dim
         self.D = nn.Linear(dim, hidden_dim, bias=False)
         self.U1 = nn.Linear(hidden_dim, dim, bias=False)
         self.U2 = nn.Linear(hidden_dim, dim, bias=False)

@@ -3,6 +3,7 @@
 Fixed vectors, subspaces, moments, averages, neighbors and descriptions of classes.
 """
 
+from etude.heads.classify_by_description import DescriptionClassifier, build_descriptor_prompts
 from etude.heads.equiangular_basis_vectors import EBVHead, EBVLoss, generate_ebv
 from etude.heads.grassmann_head import (
     GrassmannHead,
@@ -15,6 +16,7 @@ from etude.heads.naive_bayes_probe import GaussianNBProbe, LogisticProbe, sample
 
 __all__ = [
     "PSRP",
+    "DescriptionClassifier",
     "EBVHead",
     "EBVLoss",
     "GaussianNBProbe",
@@ -24,6 +26,7 @@ __all__ = [
     "LogisticProbe",
     "MomentProbe",
     "MultiHeadCrossCovariance",
+    "build_descriptor_prompts",
     "generate_ebv",
     "grassmann_retract",
     "sample_complexity_curve",

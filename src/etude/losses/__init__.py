@@ -14,10 +14,25 @@ from etude.losses.decoupled_softmax import (
     log_soft_topk,
     soft_topk,
 )
+from etude.losses.energy_confusion import (
+    BinomialDevianceLoss,
+    ECAMLLoss,
+    energy_confusion,
+    energy_distance,
+)
+from etude.losses.hyperspherical_novel_class import (
+    HypersphereEmbedder,
+    NormalizedSoftmaxLoss,
+    NovelClassCentroid,
+)
 from etude.losses.label_dro_loss import ALDRKLLoss, LDRKLLoss
+from etude.losses.madacos_retrieval import HardNegativeLocalTriplet, MadaCosLoss, gem_pool
+from etude.losses.z_loss import FactoredZLoss, ZLoss, spherical_statistics
 
 __all__ = [
-    "ALDRKLLoss", "CompSumLoss", "DecoupledSoftmaxLoss", "LDRKLLoss",
-    "SmoothAdversarialCompSumLoss", "SoftTopKLoss", "h_consistency_transform", "log_soft_topk",
-    "soft_topk",
+    "ALDRKLLoss", "BinomialDevianceLoss", "CompSumLoss", "DecoupledSoftmaxLoss", "ECAMLLoss",
+    "FactoredZLoss", "HardNegativeLocalTriplet", "HypersphereEmbedder", "LDRKLLoss", "MadaCosLoss",
+    "NormalizedSoftmaxLoss", "NovelClassCentroid", "SmoothAdversarialCompSumLoss", "SoftTopKLoss",
+    "ZLoss", "energy_confusion", "energy_distance", "gem_pool", "h_consistency_transform",
+    "log_soft_topk", "soft_topk", "spherical_statistics",
 ]  # fmt: skip

@@ -11,23 +11,40 @@ from etude.heads.grassmann_head import (
     GrassmannSGD,
     grassmann_retract,
 )
+from etude.heads.loki_frechet_mean import LokiHead, locus, next_class_selection, tree_metric
 from etude.heads.moment_probing import PSRP, MomentProbe, MultiHeadCrossCovariance
 from etude.heads.naive_bayes_probe import GaussianNBProbe, LogisticProbe, sample_complexity_curve
+from etude.heads.tfup_cache import (
+    TFUP,
+    TFUPT,
+    FeatureCacheModel,
+    marginal_entropy_loss,
+    multilevel_similarity,
+)
 
 __all__ = [
     "PSRP",
+    "TFUP",
+    "TFUPT",
     "DescriptionClassifier",
     "EBVHead",
     "EBVLoss",
+    "FeatureCacheModel",
     "GaussianNBProbe",
     "GrassmannHead",
     "GrassmannProbe",
     "GrassmannSGD",
     "LogisticProbe",
+    "LokiHead",
     "MomentProbe",
     "MultiHeadCrossCovariance",
     "build_descriptor_prompts",
     "generate_ebv",
     "grassmann_retract",
+    "locus",
+    "marginal_entropy_loss",
+    "multilevel_similarity",
+    "next_class_selection",
     "sample_complexity_curve",
+    "tree_metric",
 ]

@@ -67,7 +67,7 @@ CARD = Card(
         "The signs of the QR decomposition keep the columns of a basis as they were.",
         "The geodesic is computed in float64.",
     ),
-    search={"subspace_dim": (4, 2, 8), "lr": (0.1, 0.02)},
+    search={"subspace_dim": (4, 2, 8), "scale": (25.0, 10.0)},
     example={"dim": 8, "n_classes": 3, "subspace_dim": 2, "n_steps": 20},
 )
 

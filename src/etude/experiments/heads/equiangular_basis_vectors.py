@@ -5,7 +5,7 @@ same number of steps with each head; the encoder's 64 features go to
 - the fully connected softmax layer ("logistic_regression": that is what it is, on features that
   are learned along with it),
 - a linear layer of width d and N fixed equiangular vectors in d dimensions (ours),
-- the same with random fixed unit vectors ("random_vectors", on the second data),
+- the same with random fixed unit vectors ("random_vectors", on the second data with d < N),
 - learned class vectors compared by cosine ("cosine_softmax").
 Fixed one-hot vectors are no arm of their own: with d = N ours are those, rotated.
 
@@ -95,9 +95,7 @@ def ebv(n_classes: int, dim: int, seed: int) -> Build:
 
     def build(temperature: float) -> Head:
         generator = torch.Generator().manual_seed(seed)
-        return EBVHead(
-            WIDTH, n_classes, ebv_dim=dim, temperature=temperature, generator=generator
-        )  # fmt: skip
+        return EBVHead(WIDTH, n_classes, ebv_dim=dim, temperature=temperature, generator=generator)
 
     return build
 
@@ -173,7 +171,8 @@ def _digit_pairs(seed: int) -> list[Pair]:
     pairs = []
     for dim in DIMENSIONS:
         ours, others = run(ebv(100, dim, seed), TEMPERATURES), dict(learned)
-        others["random_vectors"] = run(random_vectors(100, dim, seed), TEMPERATURES)
+        if dim < 100:
+            others["random_vectors"] = run(random_vectors(100, dim, seed), TEMPERATURES)
         pairs += _pairs(ours, others, "digit pairs", f"d={dim}, N=100")
     return pairs
 

@@ -1,0 +1,1 @@
+"""Experiments on embeddings: claims about cutting, searching and comparing representations."""

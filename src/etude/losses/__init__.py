@@ -3,6 +3,7 @@
 Each is a torch module called with a batch of logits (or embeddings) and its labels.
 """
 
+from etude.losses.cnn_svm import CNNSVM, L2SVMLoss
 from etude.losses.comp_sum_loss import (
     CompSumLoss,
     SmoothAdversarialCompSumLoss,
@@ -30,9 +31,9 @@ from etude.losses.madacos_retrieval import HardNegativeLocalTriplet, MadaCosLoss
 from etude.losses.z_loss import FactoredZLoss, ZLoss, spherical_statistics
 
 __all__ = [
-    "ALDRKLLoss", "BinomialDevianceLoss", "CompSumLoss", "DecoupledSoftmaxLoss", "ECAMLLoss",
-    "FactoredZLoss", "HardNegativeLocalTriplet", "HypersphereEmbedder", "LDRKLLoss", "MadaCosLoss",
-    "NormalizedSoftmaxLoss", "NovelClassCentroid", "SmoothAdversarialCompSumLoss", "SoftTopKLoss",
-    "ZLoss", "energy_confusion", "energy_distance", "gem_pool", "h_consistency_transform",
-    "log_soft_topk", "soft_topk", "spherical_statistics",
+    "ALDRKLLoss", "BinomialDevianceLoss", "CNNSVM", "CompSumLoss", "DecoupledSoftmaxLoss",
+    "ECAMLLoss", "FactoredZLoss", "HardNegativeLocalTriplet", "HypersphereEmbedder", "L2SVMLoss",
+    "LDRKLLoss", "MadaCosLoss", "NormalizedSoftmaxLoss", "NovelClassCentroid",
+    "SmoothAdversarialCompSumLoss", "SoftTopKLoss", "ZLoss", "energy_confusion", "energy_distance",
+    "gem_pool", "h_consistency_transform", "log_soft_topk", "soft_topk", "spherical_statistics",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from etude.heads.grassmann_head import (
 from etude.heads.loki_frechet_mean import LokiHead, locus, next_class_selection, tree_metric
 from etude.heads.moment_probing import PSRP, MomentProbe, MultiHeadCrossCovariance
 from etude.heads.naive_bayes_probe import GaussianNBProbe, LogisticProbe, sample_complexity_curve
+from etude.heads.self_structural_alignment import S3A, cvpr_align
 from etude.heads.tfup_cache import (
     TFUP,
     TFUPT,
@@ -24,6 +25,7 @@ from etude.heads.tfup_cache import (
 
 __all__ = [
     "PSRP",
+    "S3A",
     "TFUP",
     "TFUPT",
     "DescriptionClassifier",
@@ -39,6 +41,7 @@ __all__ = [
     "MomentProbe",
     "MultiHeadCrossCovariance",
     "build_descriptor_prompts",
+    "cvpr_align",
     "generate_ebv",
     "grassmann_retract",
     "locus",

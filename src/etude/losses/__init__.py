@@ -3,6 +3,7 @@
 Each is a torch module called with a batch of logits (or embeddings) and its labels.
 """
 
+from etude.losses.bias_loss import BiasLoss, SkipBlock, feature_variance_weight
 from etude.losses.cnn_svm import CNNSVM, L2SVMLoss
 from etude.losses.comp_sum_loss import (
     CompSumLoss,
@@ -28,12 +29,15 @@ from etude.losses.hyperspherical_novel_class import (
 )
 from etude.losses.label_dro_loss import ALDRKLLoss, LDRKLLoss
 from etude.losses.madacos_retrieval import HardNegativeLocalTriplet, MadaCosLoss, gem_pool
+from etude.losses.proto_triplet_icnn import EpisodicTrainer, ICNNLoss, ProtoTripletLoss, icnn_score
 from etude.losses.z_loss import FactoredZLoss, ZLoss, spherical_statistics
 
 __all__ = [
-    "ALDRKLLoss", "BinomialDevianceLoss", "CNNSVM", "CompSumLoss", "DecoupledSoftmaxLoss",
-    "ECAMLLoss", "FactoredZLoss", "HardNegativeLocalTriplet", "HypersphereEmbedder", "L2SVMLoss",
-    "LDRKLLoss", "MadaCosLoss", "NormalizedSoftmaxLoss", "NovelClassCentroid",
+    "CNNSVM", "ALDRKLLoss", "BiasLoss", "BinomialDevianceLoss", "CompSumLoss",
+    "DecoupledSoftmaxLoss", "ECAMLLoss", "EpisodicTrainer", "FactoredZLoss",
+    "HardNegativeLocalTriplet", "HypersphereEmbedder", "ICNNLoss", "L2SVMLoss", "LDRKLLoss",
+    "MadaCosLoss", "NormalizedSoftmaxLoss", "NovelClassCentroid", "ProtoTripletLoss", "SkipBlock",
     "SmoothAdversarialCompSumLoss", "SoftTopKLoss", "ZLoss", "energy_confusion", "energy_distance",
-    "gem_pool", "h_consistency_transform", "log_soft_topk", "soft_topk", "spherical_statistics",
+    "feature_variance_weight", "gem_pool", "h_consistency_transform", "icnn_score", "log_soft_topk",
+    "soft_topk", "spherical_statistics",
 ]  # fmt: skip

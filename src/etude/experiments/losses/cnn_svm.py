@@ -27,7 +27,7 @@ from etude.tasks.base import Dataset, Pair, split_rows
 __all__ = ["measure"]
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
-CHECKPOINTS = (100, 200)  # steps after which training may be found to have stopped
+CHECKPOINTS = (200, 400)  # steps after which training may be found to have stopped
 BATCH, SIDE = 64, 14
 WIDTHS, HIDDEN = (8, 16), 128
 Rule = Literal["score", "sign"]

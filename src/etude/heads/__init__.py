@@ -11,6 +11,7 @@ from etude.heads.grassmann_head import (
     GrassmannSGD,
     grassmann_retract,
 )
+from etude.heads.laplacian_transductive_clustering import TransductiveClusterer, bound_update
 from etude.heads.loki_frechet_mean import LokiHead, locus, next_class_selection, tree_metric
 from etude.heads.moment_probing import PSRP, MomentProbe, MultiHeadCrossCovariance
 from etude.heads.naive_bayes_probe import GaussianNBProbe, LogisticProbe, sample_complexity_curve
@@ -40,6 +41,8 @@ __all__ = [
     "LokiHead",
     "MomentProbe",
     "MultiHeadCrossCovariance",
+    "TransductiveClusterer",
+    "bound_update",
     "build_descriptor_prompts",
     "cvpr_align",
     "generate_ebv",

@@ -57,7 +57,7 @@ CARD = Card(
     published="Released logs, ImageNet-1K top-1 in %, ResNet-50, 105 epochs, AdamW, test size 224: "
     "fully connected 72.6, EBV 75.6; with the stronger augmentation 75.4 and 76.5.",
     fidelity="full",
-    cost="M",
+    cost="L",
     data=("digits", "fashion_mnist"),
     code="aassxun/Equiangular-Basis-Vectors",
     departs=(

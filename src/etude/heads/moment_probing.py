@@ -61,7 +61,7 @@ CARD = Card(
     published="README, ImageNet-1K top-1 in %, ViT-B/16 pretrained on ImageNet-21K: linear probe "
     "82.04, MP 83.15, full fine-tuning 83.58, MP+ 83.62.",
     fidelity="full",
-    cost="M",
+    cost="L",
     data=("digits", "fashion_mnist"),
     code="mingzeG/Moment-Probing",
     departs=(

@@ -156,7 +156,7 @@ def cost_svg(board: Board, prefix: str = "cost") -> str:
     spread = (max(ys) - min(ys)) or abs(ys[0]) * 0.01 or 1.0
     axes.set_ylim(min(ys) - 0.25 * spread, max(ys) + 0.25 * spread)
     wide = max(xs) / min(xs) > 300
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=8))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 3.0), numticks=8))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: seconds(x).replace(".0 ", " ")))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.locator_params(axis="y", nbins=6)

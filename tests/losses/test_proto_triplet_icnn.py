@@ -46,7 +46,7 @@ def test_triplet_is_that_of_loops(n_shot: int, margin: float) -> None:
 
 @pytest.mark.parametrize("m", [4, 6, 20])
 def test_score_is_that_of_loops(m: int) -> None:
-    x, y = episode()
+    x, y = episode(4.0)  # rows whose first neighbors are all of their class, and others
     top = 0.0
     rows = []
     for i in range(30):

@@ -185,7 +185,8 @@ def test_any_metric_loss_may_be_the_base():
 
     h, y = batch()
     loss = ECAMLLoss(dim=3, n_classes=5, base=Spread(), confusion_weight=0.0).double()
-    torch.testing.assert_close(loss(h, y), loss.embed(h).square().sum())
+    e = h @ loss.layer.weight.T + loss.layer.bias
+    torch.testing.assert_close(loss(h, y), e.square().sum())
 
 
 def test_classify_compares_with_class_means():
@@ -198,6 +199,10 @@ def test_classify_compares_with_class_means():
     expected = 10 * F.normalize(loss.embed(h), dim=1) @ means.T
     torch.testing.assert_close(loss.classify(h)[:, :3], expected)
     assert (loss.classify(h)[:, 3] == 0).all()  # a class never seen
+    before = loss.class_means.clone()
+    loss(-h[:4], y[:4])  # classes that are absent from a batch keep their means
+    assert (loss.class_means[0] != before[0]).any()
+    assert (loss.class_means[1:] == before[1:]).all()
     before = loss.class_means.clone()
     loss.eval()(-h, y)
     assert (loss.class_means == before).all()

@@ -156,6 +156,7 @@ class MatryoshkaLoss(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        self.tied = tied
         self.head = MatryoshkaHead(dim, n_classes, sizes=sizes, tied=tied, generator=generator)
         self.sizes = self.head.sizes
         self.weights = (1.0,) * len(self.sizes) if weights is None else tuple(weights)

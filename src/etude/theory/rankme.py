@@ -34,7 +34,7 @@ import numpy as np
 
 from etude.core import Card, require
 
-__all__ = ["rankme", "RankMeSelector", "effective_rank_curve"]  # noqa: RUF022
+__all__ = ["rankme", "RankMeSelector", "effective_rank_curve"]
 
 CARD = Card(
     slug="rankme",

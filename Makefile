@@ -16,7 +16,7 @@ $(VENV)/.dev: $(VENV)/.user
 	touch $@
 
 demo: $(VENV)/.user
-	$(BIN)/etude compare digits
+	$(BIN)/etude compare digits --jobs 2
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest -n 2 --dist loadfile

@@ -15,6 +15,12 @@ from etude.heads.laplacian_transductive_clustering import TransductiveClusterer,
 from etude.heads.loki_frechet_mean import LokiHead, locus, next_class_selection, tree_metric
 from etude.heads.moment_probing import PSRP, MomentProbe, MultiHeadCrossCovariance
 from etude.heads.naive_bayes_probe import GaussianNBProbe, LogisticProbe, sample_complexity_curve
+from etude.heads.off_the_shelf_features import (
+    OffTheShelfRetriever,
+    OffTheShelfSVM,
+    pca_whiten,
+    signed_sqrt,
+)
 from etude.heads.self_structural_alignment import S3A, cvpr_align
 from etude.heads.tfup_cache import (
     TFUP,
@@ -41,6 +47,8 @@ __all__ = [
     "LokiHead",
     "MomentProbe",
     "MultiHeadCrossCovariance",
+    "OffTheShelfRetriever",
+    "OffTheShelfSVM",
     "TransductiveClusterer",
     "bound_update",
     "build_descriptor_prompts",
@@ -51,6 +59,8 @@ __all__ = [
     "marginal_entropy_loss",
     "multilevel_similarity",
     "next_class_selection",
+    "pca_whiten",
     "sample_complexity_curve",
+    "signed_sqrt",
     "tree_metric",
 ]

@@ -49,7 +49,10 @@ class ArcFace(nn.Module):
 
     def __init__(self, dim: int, n_classes: int, *, scale: float, margin: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(n_classes, dim))
+        bound = 1 / math.sqrt(
+            dim
+        )  # as MadaCos starts: how short a weight is sets how fast it turns
+        self.weight = nn.Parameter(torch.empty(n_classes, dim).uniform_(-bound, bound))
         self.scale, self.margin = scale, margin
 
     def cosines(self, embeddings: Tensor) -> Tensor:

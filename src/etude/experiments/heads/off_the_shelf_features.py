@@ -4,7 +4,8 @@ Measured: test accuracy, mean over two draws of the labeled rows.
 
 Questions (headline): 15 intents of banking77, five labels each. The frozen network is a sentence
 encoder as it is published (all-MiniLM-L6-v2), trained on none of these; ours is the SVM on its
-384 outputs, "word_counts_svm" the same SVM on weighted word counts (tf-idf of words and pairs).
+384 outputs, "word_counts_svm" the same SVM on weighted word counts (tf-idf of words and pairs,
+with the vocabulary of all questions of the trial, read without their labels).
 
 Clothes: five classes of Fashion-MNIST, ten labels each. The frozen network is a small one that
 was trained here, on 4,000 rows of the five other classes (which five depends on the seed); ours is

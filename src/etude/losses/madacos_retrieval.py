@@ -71,7 +71,7 @@ CARD = Card(
         "1 - m is at least 1e-4.",
         "classify uses the scale of the last training batch.",
     ),
-    search={"alpha": (0.02, 0.1, 0.3)},
+    search={"alpha": (0.02, 0.3), "min_scale": (32.0, 16.0)},
     example={"dim": 6, "n_classes": 3},
 )
 

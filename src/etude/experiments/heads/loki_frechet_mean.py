@@ -23,6 +23,9 @@ Trees: on random trees of 12 nodes, five are observed, three at random and two c
 `next_class_selection` or at random ("random_selection"); a logistic regression is trained on
 these and the Frechet mean predicts all nodes. A node's rows lie around a point such that squared
 distances between points are the tree's distances. Both arms share rows and knobs.
+
+Turned clothes became the headline after the intents, the first choice, had been seen to lose;
+both are reported: weigh them alike.
 """
 
 from __future__ import annotations

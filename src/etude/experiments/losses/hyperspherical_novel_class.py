@@ -76,24 +76,22 @@ def _pairs(name: str, limit: int | None, seed: int) -> list[Pair]:
         for part, others in ((0, tuning), (1, new))
     ]
 
-    def tuned(arm: str) -> tuple[Callable[..., torch.Tensor], float]:
-        started, best = time.perf_counter(), (-1.0, None)
+    def tuned(arm: str) -> tuple[np.ndarray, float]:
+        started, found = time.perf_counter(), []
         for build, decay in ARMS[arm]:
             for lr in LEARNING_RATES:
                 encoder, _ = train_encoder(
                     tensor[train], target, build, lr=lr, n_steps=N_STEPS, seed=seed,
                     weight_decay=decay,
                 )  # fmt: skip
-                value = _accuracy(embed(encoder, tensor), pools[0], None, 5, seed)
-                best = max(best, (value, encoder), key=lambda pair: pair[0])
-        assert best[1] is not None
-        return best[1], time.perf_counter() - started
+                vectors = embed(encoder, tensor)
+                found.append((_accuracy(vectors, pools[0], None, 5, seed), vectors))
+        return max(found, key=lambda run: run[0])[1], time.perf_counter() - started
 
     chosen = {arm: tuned(arm) for arm in ARMS}
-    vectors = {arm: embed(encoder, tensor) for arm, (encoder, _) in chosen.items()}
 
     def value(arm: str, only: np.ndarray | None, shots: int, rule: str = "centroid") -> float:
-        return _accuracy(vectors[arm], pools[1], only, shots, seed, rule)
+        return _accuracy(chosen[arm][0], pools[1], only, shots, seed, rule)
 
     pairs = [
         Pair(

@@ -60,8 +60,7 @@ def test_json_twins(tmp_path):
 
 
 def test_try_says_no_by_its_exit_status():
-    # One neighbor of a shuffled target is worse than nothing; here the arms are swapped so that
-    # the method is plainly worse than the baseline on wine.
+    # Whatever the verdict is, the status must follow it.
     result = CliRunner().invoke(
         cli,
         ["try", "naive_bayes_probe", "--data", "wine", "--seeds", "3", "--tune", "1",

@@ -210,7 +210,7 @@ def test_a_newer_version_is_refused_and_left_alone(url) -> None:
     import sqlalchemy as sa
 
     ledger = Ledger(url)
-    with ledger._engine.begin() as connection:
+    with ledger._database.begin() as connection:
         connection.execute(sa.text(f"UPDATE etude_meta SET value = {VERSION + 1}"))
     ledger.close()
     with pytest.raises(EtudeError, match=f"version {VERSION + 1}.*up to {VERSION}: upgrade etude"):

@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -21,20 +19,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
-from etude.core import EtudeError, refuse, require
+from etude.core import EtudeError, require
+from etude.lab.database import NUMBER, Database
 from etude.lab.row import Row, Run
 
 __all__ = ["KEY", "VERSION", "Ledger"]
 
 VERSION = 1  # of the tables; a ledger of a newer one is refused, never altered
 KEY = ("run", "method", "arm", "split", "seed", "metric", "setting", "config_hash")
-WAIT_S = 60  # that a writer of SQLite waits for another one
-INSTALL = 'pip install "etude[postgres]"'
-PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"
-ADVISORY = 0x65747564  # PostgreSQL's lock under which one process makes the tables
 
 TABLES = sa.MetaData()
 META = sa.Table(
@@ -51,7 +44,7 @@ RUNS = sa.Table(
 TYPES = {"int": sa.BigInteger, "float": sa.Double, "float | None": sa.Double}
 ROWS = sa.Table(
     "etude_rows", TABLES,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("id", NUMBER, primary_key=True),
     *(
         sa.Column(f.name, TYPES.get(str(f.type), sa.Text), nullable=f.name == "value")
         for f in fields(Row)
@@ -77,27 +70,27 @@ class Ledger:
 
     def __init__(self, url: str | None = None) -> None:
         chosen = url or os.environ.get("ETUDE_LEDGER") or "~/.etude/ledger.sqlite"
-        address = _address(str(chosen))
-        self._password = str(address.password or address.query.get("password", "") or "")
-        self.name = _shown(address)
-        self._engine = _engine(address)
-        self._make_tables()
+        self._database = Database(
+            str(chosen), TABLES, version=VERSION, what="the ledger",
+            conflict="rows can only be added to a run that was started",
+        )  # fmt: skip
+        self.name = self._database.name
 
     def close(self) -> None:
         """Give the connections back; the ledger opens new ones when it is used again."""
-        self._engine.dispose()
+        self._database.close()
 
     def start(self, run: Run) -> None:
         """Record the run as running; one that is there already keeps its rows."""
         facts = _packed(run) | {"state": "running", "finished": None, "touched": time.time()}
-        insert = self._insert(RUNS).values(facts)
-        with self._begin() as connection:
+        insert = self._database.insert(RUNS).values(facts)
+        with self._database.begin() as connection:
             connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=facts))
 
     def finish(self, run_id: str, state: Literal["finished", "failed"] = "finished") -> None:
         """Record how the run ended."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._begin() as connection:
+        with self._database.begin() as connection:
             change = sa.update(RUNS).where(RUNS.c.id == run_id).values(state=state, finished=now)
             if connection.execute(change).rowcount == 0:
                 raise EtudeError(f"no run is called {run_id!r} in {self.name}")
@@ -107,15 +100,19 @@ class Ledger:
         facts = [_packed(_checked(row)) for row in rows]
         if not facts:
             return 0
-        new = self._insert(ROWS).on_conflict_do_nothing(index_elements=KEY).returning(ROWS.c.id)
-        with self._begin() as connection:
+        new = (
+            self._database.insert(ROWS)
+            .on_conflict_do_nothing(index_elements=KEY)
+            .returning(ROWS.c.id)
+        )
+        with self._database.begin() as connection:
             return len(connection.execute(new, facts).all())
 
     def rows(self, run: str, *, method: str | None = None, seed: int | None = None) -> list[Row]:
         """The rows of the run with this id, in the order in which they were added."""
         wanted = {"run": run, "method": method, "seed": seed}
         query = READ.where(*(ROWS.c[n] == v for n, v in wanted.items() if v is not None))
-        with self._begin() as connection:
+        with self._database.begin() as connection:
             found = connection.execute(query.order_by(ROWS.c.id)).mappings()
             return [Row(**{**f, "params": json.loads(f["params"])}) for f in found]
 
@@ -126,13 +123,13 @@ class Ledger:
     def runs(self, limit: int = 50) -> list[Run]:
         """The runs that were started last, the last one first."""
         require(limit >= 1, "limit", "a positive number of runs", limit)
-        with self._begin() as connection:
+        with self._database.begin() as connection:
             return [_run(facts) for facts in connection.execute(NEWEST.limit(limit)).mappings()]
 
     def counts(self) -> dict[str, int]:
         """Number of rows by the run's id; runs without rows are not in it."""
         query = sa.select(ROWS.c.run, sa.func.count()).group_by(ROWS.c.run)
-        with self._begin() as connection:
+        with self._database.begin() as connection:
             return {run: int(n) for run, n in connection.execute(query)}
 
     def run(self, prefix: str) -> Run:
@@ -150,7 +147,7 @@ class Ledger:
 
     def delete(self, run_id: str) -> None:
         """Forget the run and its rows; nothing happens where there is none."""
-        with self._begin() as connection:
+        with self._database.begin() as connection:
             connection.execute(sa.delete(RUNS).where(RUNS.c.id == run_id))
 
     def export(self, path: str | Path, *, run: str | None = None) -> int:
@@ -165,7 +162,7 @@ class Ledger:
         kind = writers.get(target.suffix)
         require(kind is not None, "the export", f"a file {', '.join(writers)}", str(path))
         query = READ if run is None else READ.where(ROWS.c.run == self.run(run).id)
-        with self._begin() as connection:
+        with self._database.begin() as connection:
             table = [tuple(row) for row in connection.execute(query.order_by(ROWS.c.id))]
         kinds = {sa.BigInteger: pl.Int64, sa.Double: pl.Float64, sa.Text: pl.String}
         schema = {f.name: kinds[type(ROWS.c[f.name].type)] for f in fields(Row)}
@@ -179,95 +176,6 @@ class Ledger:
         finally:
             draft.unlink(missing_ok=True)
         return len(table)
-
-    def _insert(self, table: sa.Table) -> Any:
-        here = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        return here.insert(table)
-
-    @contextmanager
-    def _begin(self) -> Iterator[sa.Connection]:
-        """A transaction, whose failure is told in one line without the password."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except IntegrityError:
-            raise EtudeError("rows can only be added to a run that was started") from None
-        except (SQLAlchemyError, OverflowError) as error:
-            said = str(getattr(error, "orig", error)).partition("\n")[0]
-            said = said.replace(self._password, "***") if self._password else said
-            raise EtudeError(f"the ledger {self.name} cannot be used: {said}") from None
-
-    def _make_tables(self) -> None:
-        with self._begin() as connection:
-            if self._engine.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY)))
-            if sa.inspect(connection).has_table(META.name):
-                found = connection.execute(sa.select(META.c.value).where(META.c.name == "version"))
-                version = found.scalar_one_or_none()
-                if version is not None and version > VERSION:
-                    what = f"is of version {version}, this etude reads up to {VERSION}"
-                    raise EtudeError(f"the ledger {self.name} {what}: upgrade etude")
-                if version == VERSION:
-                    return
-            for table in TABLES.sorted_tables:
-                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
-            fact = {"name": "version", "value": VERSION}
-            connection.execute(self._insert(META).values(fact).on_conflict_do_nothing())
-
-
-def _address(given: str) -> sa.URL:
-    """The URL for SQLAlchemy of a file or a URL."""
-    scheme, mark, rest = given.partition("://")
-    if not mark:
-        return sa.URL.create("sqlite", database=str(Path(given).expanduser().absolute()))
-    if scheme == "sqlite" and len(rest) > 1 and rest[0] == "/":
-        return _address(rest[1:])
-    if scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
-        refuse("the ledger", "a file, sqlite:///FILE or postgresql://USER@HOST/DATABASE", scheme)
-    try:
-        return sa.make_url(given).set(drivername="postgresql+psycopg")
-    except (ArgumentError, ValueError):
-        # What was given is not quoted: it may hold a password.
-        rule = "like postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-        raise EtudeError(f"the ledger must be {rule}") from None
-
-
-def _shown(address: sa.URL) -> str:
-    """Where the database is, for messages."""
-    if address.drivername == "sqlite":
-        return str(address.database)
-    where = sa.URL.create("postgresql", None, None, address.host, address.port, address.database)
-    return where.render_as_string()
-
-
-def _engine(address: sa.URL) -> sa.Engine:
-    if not address.drivername.startswith("sqlite"):
-        wait = {} if "connect_timeout" in address.query else {"connect_timeout": 10}
-        try:
-            return sa.create_engine(address, connect_args=wait, pool_pre_ping=True)
-        except ImportError:
-            raise EtudeError(f"a PostgreSQL ledger needs a driver: {INSTALL}") from None
-    path = Path(str(address.database))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EtudeError(f"the ledger {path} cannot be made: {error.strerror}") from None
-    engine = sa.create_engine(address, connect_args={"timeout": WAIT_S})
-
-    @sa.event.listens_for(engine, "connect")
-    def prepare(connection: sqlite3.Connection, record: object) -> None:
-        # SQLite does not wait for its lock when two processes turn a new file to WAL at once.
-        end = time.monotonic() + WAIT_S
-        while True:
-            try:
-                connection.executescript(PRAGMAS)
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > end:
-                    raise
-                time.sleep(0.02)
-
-    return engine
 
 
 def _checked(row: Row) -> Row:

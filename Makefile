@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 $(VENV)/.user: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "etude needs Python 3.11 or newer"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[text]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[text,site]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.user
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[text,postgres,ray,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[text,site,postgres,ray,dev]"
 	touch $@
 
 demo: $(VENV)/.user

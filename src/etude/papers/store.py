@@ -1,0 +1,258 @@
+"""The store of papers: what was imported, merged by arXiv id or title; SQLite or PostgreSQL.
+
+Every change of a paper gives it the next number of ``changed``, so that whoever keeps a copy
+(the search index, a page's cache) asks for what is newer than the last number it has seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from etude.core import EtudeError, require
+from etude.lab.database import NUMBER, Database
+from etude.papers.catalogue import papers
+from etude.papers.entry import Entry, arxiv_id, clean, entry_id, merged, squeeze
+
+__all__ = ["Outcome", "Store"]
+
+VERSION = 1
+TABLES = sa.MetaData()
+META = sa.Table(
+    "papers_meta", TABLES,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)  # fmt: skip
+PAPERS = sa.Table(
+    "papers", TABLES,
+    sa.Column("number", NUMBER, primary_key=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    sa.Column("arxiv", sa.String, unique=True),  # None where there is none
+    sa.Column("squeezed", sa.Text, nullable=False, index=True),
+    *(sa.Column(n, sa.Text, nullable=False) for n in ("title", "abstract", "authors")),
+    sa.Column("date", sa.String, nullable=False, index=True),
+    *(sa.Column(n, sa.Text, nullable=False) for n in ("categories", "doi", "venue", "url")),
+    sa.Column("votes", sa.BigInteger, nullable=False),
+    sa.Column("sources", sa.Text, nullable=False),
+    sa.Column("slug", sa.String, nullable=False, index=True),
+    sa.Column("added", sa.Double, nullable=False),
+    sa.Column("changed", sa.BigInteger, nullable=False, index=True),
+)  # fmt: skip
+LISTS = ("authors", "categories", "sources")
+CHUNK = 500  # papers of one statement; SQLite binds at most 32,766 values
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of entries: how many are new, how many were merged, and what was refused.
+
+    `merged` counts entries that named a paper which was there, whether it changed or not;
+    `refused` holds (place, reason) pairs, such as ("line 12", "title must be words, got ''").
+    """
+
+    added: int = 0
+    merged: int = 0
+    refused: tuple[tuple[str, str], ...] = field(default=())
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(
+            self.added + other.added, self.merged + other.merged, self.refused + other.refused
+        )
+
+
+class Store:
+    """Papers in a database; holds the catalogue from the start.
+
+    Args:
+        url: a file, ``sqlite:///FILE`` or ``postgresql://…``; by default the variable
+            ETUDE_PAPERS, else ``~/.etude/papers.sqlite``.
+
+    Raises:
+        EtudeError: the database cannot be opened, or is of a newer version.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        chosen = url or os.environ.get("ETUDE_PAPERS") or "~/.etude/papers.sqlite"
+        self.database = Database(str(chosen), TABLES, version=VERSION, what="the papers")
+        self.name = self.database.name
+        if self.count() == 0:
+            self.add(_catalogue())
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.database.close()
+
+    def add(self, entries: Iterable[Entry]) -> Outcome:
+        """Store entries, merged with what is there; all of them or none.
+
+        A paper is known by its arXiv id, else by its normalized title. `added` and `merged`
+        count; what breaks a rule is refused with its place, "entry 1" being the first.
+        """
+        total, batch, place = Outcome(), [], 0
+        with self.database.begin() as connection:
+            for place, entry in enumerate(entries, 1):
+                try:
+                    batch.append(clean(entry))
+                except EtudeError as error:
+                    total += Outcome(refused=((f"entry {place}", str(error)),))
+                if len(batch) == CHUNK:
+                    total += self._merge(connection, batch)
+                    batch = []
+            return total + self._merge(connection, batch) if batch else total
+
+    def get(self, name: str) -> Entry | None:
+        """The paper with this stable id or arXiv id (whatever its version), or None."""
+        wanted = [name, arxiv_id(name) or name]
+        query = sa.select(PAPERS).where(sa.or_(PAPERS.c.id.in_(wanted), PAPERS.c.arxiv.in_(wanted)))
+        found = self._read(query.limit(1))
+        return found[0] if found else None
+
+    def many(self, ids: Sequence[str]) -> list[Entry]:
+        """The papers with these stable ids, in this order; unknown ids are left out."""
+        require(len(ids) <= 10_000, "ids", "at most 10,000", len(ids))
+        known = {e.id: e for e in self._read(sa.select(PAPERS).where(PAPERS.c.id.in_(list(ids))))}
+        return [known[i] for i in ids if i in known]
+
+    def of(self, first: str, last: str, *, limit: int = 1_000, start: int = 0) -> list[Entry]:
+        """Papers whose date lies between two full days, most votes first, then newest.
+
+        A date of which only the month is known counts where the whole month lies between.
+        """
+        where = sa.or_(
+            sa.and_(sa.func.length(PAPERS.c.date) == 10, PAPERS.c.date.between(first, last)),
+            sa.and_(
+                sa.func.length(PAPERS.c.date) == 7,
+                PAPERS.c.date + "-01" >= first, PAPERS.c.date + "-28" <= last,
+            ),
+        )  # fmt: skip
+        order = (PAPERS.c.votes.desc(), PAPERS.c.date.desc(), PAPERS.c.number)
+        return self._read(
+            sa.select(PAPERS).where(where).order_by(*order).offset(start).limit(limit)
+        )
+
+    def newest(self, limit: int = 50, *, start: int = 0) -> list[Entry]:
+        """Papers by date, the newest first."""
+        order = (PAPERS.c.date.desc(), PAPERS.c.votes.desc(), PAPERS.c.number)
+        return self._read(sa.select(PAPERS).order_by(*order).offset(start).limit(limit))
+
+    def days(self, limit: int = 400, *, before: str = "9999") -> list[tuple[str, int]]:
+        """(day, number of papers) of the days that have papers, the newest first."""
+        query = (
+            sa.select(PAPERS.c.date, sa.func.count())
+            .where(sa.func.length(PAPERS.c.date) == 10, PAPERS.c.date < before)
+            .group_by(PAPERS.c.date).order_by(PAPERS.c.date.desc()).limit(limit)
+        )  # fmt: skip
+        with self.database.begin() as connection:
+            return [(str(day), int(n)) for day, n in connection.execute(query)]
+
+    def since(self, changed: int, limit: int = 10_000) -> list[tuple[int, Entry]]:
+        """(change, paper) of what changed after this change, oldest change first."""
+        query = sa.select(PAPERS).where(PAPERS.c.changed > changed)
+        with self.database.begin() as connection:
+            rows = connection.execute(query.order_by(PAPERS.c.changed).limit(limit)).mappings()
+            return [(int(row["changed"]), _entry(row)) for row in rows]
+
+    def changed(self) -> int:
+        """The number of the last change, 0 if there was none."""
+        with self.database.begin() as connection:
+            return int(connection.execute(sa.select(sa.func.max(PAPERS.c.changed))).scalar() or 0)
+
+    def count(self) -> int:
+        """Number of papers."""
+        with self.database.begin() as connection:
+            return int(connection.execute(sa.select(sa.func.count(PAPERS.c.number))).scalar() or 0)
+
+    def everything(self) -> Iterator[Entry]:
+        """Every paper in the order in which they came, read in pieces."""
+        last = 0
+        while True:
+            query = sa.select(PAPERS).where(PAPERS.c.number > last).order_by(PAPERS.c.number)
+            with self.database.begin() as connection:
+                rows = connection.execute(query.limit(CHUNK)).mappings().all()
+            if not rows:
+                return
+            yield from map(_entry, rows)
+            last = int(rows[-1]["number"])
+
+    def _read(self, query: sa.Select) -> list[Entry]:
+        with self.database.begin() as connection:
+            return [_entry(row) for row in connection.execute(query).mappings()]
+
+    def _merge(self, connection: sa.Connection, batch: list[Entry]) -> Outcome:
+        """Merge a batch within itself and with what is there; two statements and the changes."""
+        change = self._next_change(connection, len(batch))
+        there = self._known(connection, batch)
+        by_name = {name: entry for entry in there for name in _names(entry)}
+        before, added = {entry.id: entry for entry in there}, 0
+        now = dict(before)
+        for entry in batch:
+            old = next((by_name[n] for n in _names(entry) if n in by_name), None)
+            if old is None:
+                new, added = replace(entry, id=entry_id(entry)), added + 1
+            else:
+                new = merged(now[old.id], entry)
+            now[new.id] = new
+            by_name |= dict.fromkeys(_names(new), new)
+        fresh = [e for e in now.values() if e.id not in before]
+        altered = [e for e in now.values() if e.id in before and e != before[e.id]]
+        rows = [
+            _packed(e) | {"changed": change + i, "added": time.time()}
+            for i, e in enumerate([*fresh, *altered])
+        ]
+        if fresh:
+            connection.execute(sa.insert(PAPERS), rows[: len(fresh)])
+        for row in rows[len(fresh) :]:
+            del row["added"]
+            connection.execute(sa.update(PAPERS).where(PAPERS.c.id == row["id"]).values(row))
+        return Outcome(added, len(batch) - added)
+
+    def _known(self, connection: sa.Connection, batch: list[Entry]) -> list[Entry]:
+        ids = [e.arxiv for e in batch if e.arxiv]
+        titles = [squeeze(e.title) for e in batch]
+        query = sa.select(PAPERS).where(
+            sa.or_(PAPERS.c.arxiv.in_(ids), PAPERS.c.squeezed.in_(titles))
+        )
+        return [_entry(row) for row in connection.execute(query).mappings()]
+
+    def _next_change(self, connection: sa.Connection, n: int) -> int:
+        """The first of `n` numbers that nobody else gets; its row's lock orders the writers."""
+        start = {"name": "change", "value": n}
+        take = self.database.insert(META).values(start)
+        take = take.on_conflict_do_update(
+            index_elements=["name"], set_={"value": META.c.value + n}
+        ).returning(META.c.value)
+        return int(connection.execute(take).scalar_one()) - n + 1
+
+
+def _names(entry: Entry) -> list[tuple[str, str]]:
+    """What a paper is known by: its arXiv id first."""
+    names = [("title", squeeze(entry.title))]
+    return [("arxiv", entry.arxiv), *names] if entry.arxiv else names
+
+
+def _packed(entry: Entry) -> dict[str, Any]:
+    facts = {name: getattr(entry, name) for name in Entry.__dataclass_fields__}
+    facts |= {name: json.dumps(facts[name], ensure_ascii=False) for name in LISTS}
+    return facts | {"squeezed": squeeze(entry.title), "arxiv": entry.arxiv or None}
+
+
+def _entry(row: Any) -> Entry:
+    facts = {name: row[name] for name in Entry.__dataclass_fields__}
+    facts |= {name: tuple(json.loads(facts[name])) for name in LISTS}
+    return Entry(**facts | {"arxiv": facts["arxiv"] or ""})
+
+
+def _catalogue() -> Iterator[Entry]:
+    """The catalogue's papers; an arXiv id names the month, others the year of publication."""
+    for paper in papers():
+        month = f"20{paper.arxiv[:2]}-{paper.arxiv[2:4]}" if paper.arxiv[:4].isdigit() else ""
+        yield Entry(
+            title=paper.title, arxiv=paper.arxiv, date=month or str(paper.year), slug=paper.key,
+            url=paper.url, sources=("catalogue",),
+        )  # fmt: skip

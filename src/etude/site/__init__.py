@@ -1,0 +1,1 @@
+"""The site: papers by day, search, trials, feeds and mail, as pages and as their JSON twins."""

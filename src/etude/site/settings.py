@@ -1,0 +1,67 @@
+"""What the site is told at its start; secrets come from the environment only."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from etude.core import EtudeError
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one site.
+
+    Attributes:
+        database: URL of the papers and their readers, None = the default (``Store``).
+        ledger: URL of the ledger of trials, None = the default (``Ledger``).
+        base_url: how the outside reaches the site, without a slash at its end: for mails and feeds.
+        folder: where the site keeps its index, uploads and reports.
+        allow_trials: whether readers may start trials.
+        token: what a reader must show to start a trial where the site is not on loopback only
+            (ETUDE_TOKEN), or "".
+        secret: signs links and cookies (ETUDE_SECRET, else made once in `folder`).
+        smtp: ``smtp://[USER:PASSWORD@]HOST:PORT`` or ``smtps://…`` (ETUDE_SMTP), or "": no mail.
+        mail_from: the address of the digest's sender (ETUDE_MAIL_FROM).
+        proxies: how many proxies in front are trusted to tell the reader's address.
+    """
+
+    database: str | None = None
+    ledger: str | None = None
+    base_url: str = "http://127.0.0.1:8000"
+    folder: Path = field(default_factory=lambda: Path("~/.etude/site").expanduser())
+    allow_trials: bool = False
+    token: str = field(default_factory=lambda: os.environ.get("ETUDE_TOKEN", ""), repr=False)
+    secret: str = field(default_factory=lambda: os.environ.get("ETUDE_SECRET", ""), repr=False)
+    smtp: str = field(default_factory=lambda: os.environ.get("ETUDE_SMTP", ""), repr=False)
+    mail_from: str = field(
+        default_factory=lambda: os.environ.get("ETUDE_MAIL_FROM", "etude@localhost")
+    )
+    proxies: int = 0
+
+    def key(self) -> str:
+        """The secret; without one in the environment, that of `folder`, made at first use.
+
+        Raises:
+            EtudeError: the folder cannot be written.
+        """
+        if self.secret:
+            return self.secret
+        path = self.folder / "secret"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileExistsError:
+                return path.read_text(encoding="ascii").strip()
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(32))
+            return path.read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise EtudeError(
+                f"{path}: the site's secret cannot be kept: {error.strerror}"
+            ) from None

@@ -24,6 +24,9 @@ class Settings:
         allow_trials: whether readers may start trials.
         token: what a reader must show to start a trial where the site is not on loopback only
             (ETUDE_TOKEN), or "".
+        trial_s, trial_memory: wall time in seconds and memory in bytes that one trial may take.
+        trial_queue: how many trials may wait.
+        upload_bytes: size of the largest file that a reader may try a method on.
         secret: signs links and cookies (ETUDE_SECRET, else made once in `folder`).
         smtp: ``smtp://[USER:PASSWORD@]HOST:PORT`` or ``smtps://…`` (ETUDE_SMTP), or "": no mail.
         mail_from: the address of the digest's sender (ETUDE_MAIL_FROM).
@@ -36,6 +39,10 @@ class Settings:
     folder: Path = field(default_factory=lambda: Path("~/.etude/site").expanduser())
     allow_trials: bool = False
     token: str = field(default_factory=lambda: os.environ.get("ETUDE_TOKEN", ""), repr=False)
+    trial_s: float = 300.0
+    trial_memory: int = 2 << 30
+    trial_queue: int = 20
+    upload_bytes: int = 50_000_000
     secret: str = field(default_factory=lambda: os.environ.get("ETUDE_SECRET", ""), repr=False)
     smtp: str = field(default_factory=lambda: os.environ.get("ETUDE_SMTP", ""), repr=False)
     mail_from: str = field(

@@ -43,6 +43,8 @@ TENSORS: dict[str, str] = {
     "mask": "bool, True = keep",
     "vectors": "(N, D) float vectors of a collection",
     "queries": "(B, D) float query vectors, or a sequence of (T, D) token sets",
+    "query_bank": "(Q, M) scores of a bank of training queries and the same M candidates",
+    "gallery_bank": "(G, M) scores of a bank of training items and the same M candidates",
     "documents": "(N, D) float vectors, or a sequence of (T, D) token sets",
     "adjacency": "(N, N) scipy sparse matrix, the edges of a graph",
     "support": "(S, D) labeled features of an episode",

@@ -3,6 +3,20 @@
 A document or a query is a vector, or a set of token vectors of any number.
 """
 
+from etude.retrieval.dbnorm import (
+    dual_dynamic_inverted_softmax,
+    dual_inverted_softmax,
+    hub_offset,
+    hub_skewness,
+)
 from etude.retrieval.muvera import MuveraEncoder, chamfer, muvera_search
 
-__all__ = ["MuveraEncoder", "chamfer", "muvera_search"]
+__all__ = [
+    "MuveraEncoder",
+    "chamfer",
+    "dual_dynamic_inverted_softmax",
+    "dual_inverted_softmax",
+    "hub_offset",
+    "hub_skewness",
+    "muvera_search",
+]

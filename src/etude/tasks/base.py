@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -33,6 +33,10 @@ class Dataset:
         classes: the K class names, by id; () without labels.
         image_shape: (C, H, W) where a row is an image, else None.
         tokens: (N, T, D') float32 where each sample is a set of token vectors, else None.
+        labels: (N, L) bool where a row has any number of L labels; then `y` is None and
+            `classes` are the names of the labels.
+        class_distances: (K, K) distances between the classes where they were given, else None.
+        descriptions: phrases that describe each class where they were given, else None.
         schema: how raw columns became `x` (JSON values), for data info and for serving.
         hash: sha256 of the content: equal content, equal hash, whatever the file's name.
     """
@@ -43,6 +47,9 @@ class Dataset:
     classes: tuple[str, ...] = ()
     image_shape: tuple[int, int, int] | None = None
     tokens: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    class_distances: np.ndarray | None = None
+    descriptions: Mapping[str, Sequence[str]] | None = None
     schema: Mapping[str, Any] = field(default_factory=dict)
     hash: str = ""
 
@@ -119,6 +126,8 @@ METRICS: dict[str, Metric] = {
         Metric("fpr_at_95_tpr", "share", "lower", 0.01),
         Metric("tnr_at_95_tpr", "share", "higher", 0.01),
         Metric("spearman", "correlation", "higher", 0.02),
+        Metric("distance_correlation", "correlation", "higher", 0.02),
+        Metric("hub_skewness", "skewness", "lower", 0.05),
         Metric("regret", "share", "lower", 0.005),
         Metric("candidates", "documents", "lower", 0.01, relative=True),
         Metric("queries_per_s", "1/s", "higher", 0.01, relative=True),

@@ -68,7 +68,8 @@ def tensors(dim, n_classes, dtype):
         "scores": normal(12, n_classes), "vectors": normal(12, dim), "queries": normal(4, 5, dim),
         "documents": normal(12, 5, dim), "adjacency": ((edges + edges.T) > 0).astype(float),
         "layer_features": [normal(12, dim), normal(12, 3)],
-        "indices": torch.arange(12),
+        "indices": torch.arange(12), "query_bank": normal(5, n_classes),
+        "gallery_bank": normal(7, n_classes),
     }  # fmt: skip
 
 

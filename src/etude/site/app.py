@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 import etude
 from etude.core import FAMILIES, EtudeError
 from etude.site import pages
+from etude.site.guard import HEADERS, Guard
 from etude.site.settings import Settings
 from etude.site.state import HERE, Site, open_site
 
@@ -48,6 +49,7 @@ def make_app(settings: Settings) -> FastAPI:
     # Pages come last: /papers/{name} takes every name that no other router has taken.
     app.include_router(pages.router(site))
     _tell_errors(app, site)
+    app.add_middleware(Guard, site=site)
     return app
 
 
@@ -95,4 +97,5 @@ def _tell_errors(app: FastAPI, site: Site) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return tell(request, 500, SAID[500])
+        # This answer is made around the guard, which therefore cannot add its headers.
+        return tell(request, 500, SAID[500], HEADERS)

@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from etude.core import Card, EtudeError, card_of, cards, load, set_state
-from etude.tasks.base import Arm, Predictor, Task
+from etude.tasks.base import Arm, Dataset, Predictor, Task
 
-__all__ = ["TASKS", "arm_of", "arms", "get_task", "restore"]
+__all__ = [
+    "TASKS", "adopted", "arm_of", "arms", "get_task", "metrics_of", "restore", "task_of",
+]  # fmt: skip
 
 TASKS = {"probe": "Probe", "train": "Train", "search": "Search", "detect": "Detect"}
 
 
-def get_task(name: str) -> Task:
-    """The task of that name.
+def get_task(name: str, settings: Sequence[str] = ()) -> Task:
+    """The task of that name, under settings such as ``("noise=0.4",)``.
 
     Raises:
-        EtudeError: unknown; names the tasks there are.
+        EtudeError: unknown, with the names there are; or a setting that the task does not have.
     """
     if name not in TASKS:
         raise EtudeError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
-    task: Task = getattr(importlib.import_module(f"etude.tasks.{name}"), TASKS[name])()
+    kind = getattr(importlib.import_module(f"etude.tasks.{name}"), TASKS[name])
+    if not settings:
+        plain: Task = kind()
+        return plain
+    if not hasattr(kind, "known_settings"):
+        raise EtudeError(f"the task {name} has no settings, got --setting {settings[0]}")
+    task: Task = kind(settings)
     return task
+
+
+def metrics_of(task: Task, data: Dataset) -> tuple[str, ...]:
+    """What the task measures on this data; the first decides."""
+    own = getattr(task, "metrics_of", None)
+    return task.metrics if own is None else tuple(own(data))
+
+
+def adopted(task: Task) -> Mapping[str, Arm]:
+    """Methods by key that the task wires although their card's claim needs an experiment."""
+    found: Mapping[str, Arm] = getattr(task, "adopted", {})
+    return found
 
 
 def arm_of(task: Task, name: str) -> Arm:
@@ -37,6 +57,8 @@ def arm_of(task: Task, name: str) -> Arm:
     if name in task.baselines:
         return task.baselines[name]
     card = card_of(name)
+    if card.key in adopted(task):
+        return adopted(task)[card.key]
     if card.task != task.name:
         raise EtudeError(
             f"{card.key} answers the task {card.task!r}, not {task.name!r}; "
@@ -47,7 +69,30 @@ def arm_of(task: Task, name: str) -> Arm:
 
 def arms(task: Task) -> list[Arm]:
     """Every method that answers the task."""
-    return [_arm(card, task) for card in cards().values() if card.task == task.name]
+    own = adopted(task)
+    return [
+        own[card.key] if card.key in own else _arm(card, task)
+        for card in cards().values()
+        if card.task == task.name or card.key in own
+    ]
+
+
+def task_of(name: str) -> str:
+    """The name of the task that a baseline or a method (slug, key, arXiv id) is tried on.
+
+    Raises:
+        EtudeError: unknown, or a method that no task can try.
+    """
+    for task in TASKS:
+        if name in get_task(task).baselines:
+            return task
+    card = card_of(name)
+    for task in TASKS:
+        if card.task == task or card.key in adopted(get_task(task)):
+            return task
+    raise EtudeError(
+        f"{card.key} answers no task on a file; etude verify {card.slug} runs its own experiment"
+    )
 
 
 def _arm(card: Card, task: Task) -> Arm:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression as SklearnRegression
 from sklearn.neighbors import NearestNeighbors
 
 from etude.core import require
+from etude.tasks.words import name_vectors
 
-__all__ = ["KNearestNeighbors", "LogisticRegression", "MeanToken", "TruncatedPCA"]
+__all__ = [
+    "ClassNames", "KNearestNeighbors", "LinearDiscriminant", "LogisticRegression", "MeanToken",
+    "NearestMean", "TruncatedPCA",
+]  # fmt: skip
 
 
 class LogisticRegression:
@@ -60,6 +67,106 @@ class KNearestNeighbors:
         votes = np.zeros((len(features), int(self.target_.max()) + 1))
         np.add.at(votes, (np.arange(len(features))[:, None], self.target_[near]), weight)
         return np.log(votes / votes.sum(axis=1, keepdims=True) + 1e-6)
+
+
+class NearestMean:
+    """The class whose mean is nearest: by Euclidean distance, or by cosine.
+
+    `center` first takes the mean of all training rows off, which only the cosine feels.
+    """
+
+    def __init__(self, *, distance: str = "euclidean", center: bool = True) -> None:
+        require(distance in ("euclidean", "cosine"), "distance", "euclidean or cosine", distance)
+        self.distance, self.center = distance, center
+
+    def fit(self, features: np.ndarray, target: np.ndarray) -> NearestMean:
+        """features (N, D), target (N,) class ids -> self."""
+        x = np.asarray(features, dtype=np.float32)
+        self.mean_ = x.mean(axis=0) if self.center else np.zeros(x.shape[1], dtype=np.float32)
+        x = self._placed(x)
+        self.classes_ = np.unique(target)
+        self.means_ = np.stack([x[target == k].mean(axis=0) for k in self.classes_])
+        return self
+
+    def _placed(self, x: np.ndarray) -> np.ndarray:
+        x = x - self.mean_
+        if self.distance == "euclidean":
+            return x
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """features (B, D) -> (B, K)."""
+        x, means = self._placed(np.asarray(features, dtype=np.float32)), self.means_
+        if self.distance == "cosine":
+            unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+            scores = 10 * x @ unit.T
+        else:
+            scores = x @ means.T - (means**2).sum(axis=1) / 2
+        return _spread(scores, self.classes_)
+
+
+class LinearDiscriminant:
+    """Gaussian classes of one covariance, shrunk toward the mean variance by `shrinkage`.
+
+    "auto" shrinks by the formula of Ledoit and Wolf. By scikit-learn.
+    """
+
+    def __init__(self, *, shrinkage: float | str = "auto") -> None:
+        good = shrinkage == "auto" or (not isinstance(shrinkage, str) and 0 <= shrinkage <= 1)
+        require(good, "shrinkage", "auto or from 0 to 1", shrinkage)
+        self.shrinkage = shrinkage
+
+    def fit(self, features: np.ndarray, target: np.ndarray) -> LinearDiscriminant:
+        """features (N, D), target (N,) class ids -> self."""
+        solver = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=self.shrinkage)
+        solver.fit(np.asarray(features, dtype=np.float64), target)
+        weight, bias = solver.coef_, solver.intercept_
+        if len(solver.classes_) == 2:  # scikit-learn keeps one row for two classes
+            weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        self.classes_ = solver.classes_
+        self.weight_, self.bias_ = weight.astype(np.float32), bias.astype(np.float32)
+        return self
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """features (B, D) -> (B, K)."""
+        return _spread(features @ self.weight_.T + self.bias_, self.classes_)
+
+
+class ClassNames:
+    """The class whose name, in a wording, is nearest by cosine: no training rows are needed.
+
+    `center` takes the mean of the unlabeled rows off the rows, and that of the names off the
+    names: two clouds of sentences seldom have one center.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], *, wording: str = "{}", center: bool = False
+    ) -> None:
+        require("{}" in wording, "wording", "a sentence with {} for the name", wording)
+        self.classes, self.wording, self.center = tuple(classes), wording, center
+
+    def fit(self, features: np.ndarray) -> ClassNames:
+        """features (N, D), of the sentence encoder and unlabeled -> self."""
+        vectors = name_vectors(self.classes, self.wording)
+        self.mean_ = np.zeros(vectors.shape[1], dtype=np.float32)
+        if self.center:
+            self.mean_ = np.asarray(features, dtype=np.float32).mean(axis=0)
+            vectors = vectors - vectors.mean(axis=0)
+        self.weight_ = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return self
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """features (B, D) -> (B, K), twenty times the cosines."""
+        x = np.asarray(features, dtype=np.float32) - self.mean_
+        unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        return 20 * unit @ self.weight_.T
+
+
+def _spread(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(B, M) scores of the classes seen -> (B, max id + 1), a very low one for the others."""
+    wide = np.full((len(scores), int(classes.max()) + 1), -1e4, dtype=np.float32)
+    wide[:, classes] = scores
+    return wide
 
 
 class MeanToken:

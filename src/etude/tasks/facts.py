@@ -22,6 +22,9 @@ def describe(data: Dataset, rows: np.ndarray, seed: int) -> dict[str, Any]:
     if data.y is not None:
         facts["n_classes"] = data.n_classes
         facts["class_counts"] = np.bincount(data.y[rows], minlength=data.n_classes).tolist()
+    if data.labels is not None:
+        facts["n_classes"] = data.n_classes
+        facts["class_counts"] = data.labels[rows].sum(axis=0).tolist()
     if data.image_shape is not None:
         facts["image_shape"] = list(data.image_shape)
     if has_tokens(data):

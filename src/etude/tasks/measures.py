@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["classification", "detection", "neighbors", "recall_at_1"]
+__all__ = [
+    "classification", "clustering", "detection", "mean_average_precision", "multi_label",
+    "neighbors", "recall_at_1", "retrieval",
+]  # fmt: skip
+
+MOST_QUERIES = 2_000  # of mean average precision: each sorts all the other rows
 
 
 def classification(logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
@@ -60,3 +65,69 @@ def recall_at_1(embeddings: np.ndarray, labels: np.ndarray) -> float:
     itself = near[:, 0] == np.arange(len(unit))
     other = np.where(itself, near[:, 1], near[:, 0])
     return float((labels[other] == labels).mean())
+
+
+def mean_average_precision(
+    vectors: np.ndarray, labels: np.ndarray, most_queries: int | None = None
+) -> float:
+    """Each row queries all others by inner product; mean over rows that have a match.
+
+    `most_queries`: only the first so many rows query.
+    """
+    queries, total, n_found = len(vectors[:most_queries]), 0.0, 0
+    block = max(1, 8_000_000 // max(1, len(vectors)))
+    for start in range(0, queries, block):
+        rows = np.arange(start, min(start + block, queries))
+        scores = vectors[rows] @ vectors.T
+        scores[np.arange(len(rows)), rows] = -np.inf  # the row itself comes last
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :-1]
+        hits = labels[order] == labels[rows, None]
+        precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+        matches = hits.sum(axis=1)
+        some = matches > 0
+        total += float(((precision * hits).sum(axis=1)[some] / matches[some]).sum())
+        n_found += int(some.sum())
+    return total / n_found if n_found else 0.0
+
+
+def clustering(vectors: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """Normalized mutual information of k-means clusters, as many as classes, and the labels."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import normalized_mutual_info_score
+
+    found = KMeans(len(np.unique(labels)), n_init=3, random_state=seed).fit_predict(vectors)
+    return float(normalized_mutual_info_score(labels, found))
+
+
+def retrieval(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """embeddings (N, D) by cosine, labels (N,) -> Recall@1, mean average precision, clustering.
+
+    Each row is a query among the others (for mean average precision the first 2,000 are).
+    """
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return {
+        "recall_at_1": recall_at_1(embeddings, labels),
+        "mean_average_precision": mean_average_precision(unit, labels, MOST_QUERIES),
+        "normalized_mutual_information": clustering(unit, labels, 0),
+    }
+
+
+def multi_label(
+    scores: np.ndarray, positives: np.ndarray, threshold: float = 0.0
+) -> dict[str, float]:
+    """scores (B, L), positives (B, L) bool -> F1 of what is above the threshold; Precision@1.
+
+    Micro F1 counts all cells alike; macro F1 is the mean over the labels that occur. Precision@1
+    is the share of rows whose highest score is one of their labels.
+    """
+    chosen = scores > threshold
+    hits = (chosen & positives).sum(axis=0)
+    sizes = chosen.sum(axis=0) + positives.sum(axis=0)
+    occurs = positives.any(axis=0)
+    each = 2 * hits[occurs] / sizes[occurs]
+    top = positives[np.arange(len(scores)), scores.argmax(axis=1)]
+    return {
+        "micro_f1": float(2 * hits.sum() / max(1, sizes.sum())),
+        "macro_f1": float(each.mean()) if occurs.any() else 0.0,
+        "precision_at_1": float(top.mean()),
+    }

@@ -22,6 +22,13 @@ from etude.losses.energy_confusion import (
     energy_confusion,
     energy_distance,
 )
+from etude.losses.frechet_cumulative_covariance import (
+    FCCovLoss,
+    FCCovNet,
+    fccov,
+    metric_responses,
+    response_distances,
+)
 from etude.losses.hyperspherical_novel_class import (
     HypersphereEmbedder,
     NormalizedSoftmaxLoss,
@@ -34,10 +41,11 @@ from etude.losses.z_loss import FactoredZLoss, ZLoss, spherical_statistics
 
 __all__ = [
     "CNNSVM", "ALDRKLLoss", "BiasLoss", "BinomialDevianceLoss", "CompSumLoss",
-    "DecoupledSoftmaxLoss", "ECAMLLoss", "EpisodicTrainer", "FactoredZLoss",
-    "HardNegativeLocalTriplet", "HypersphereEmbedder", "ICNNLoss", "L2SVMLoss", "LDRKLLoss",
-    "MadaCosLoss", "NormalizedSoftmaxLoss", "NovelClassCentroid", "ProtoTripletLoss", "SkipBlock",
-    "SmoothAdversarialCompSumLoss", "SoftTopKLoss", "ZLoss", "energy_confusion", "energy_distance",
-    "feature_variance_weight", "gem_pool", "h_consistency_transform", "icnn_score", "log_soft_topk",
-    "soft_topk", "spherical_statistics",
+    "DecoupledSoftmaxLoss", "ECAMLLoss", "EpisodicTrainer", "FCCovLoss", "FCCovNet",
+    "FactoredZLoss", "HardNegativeLocalTriplet", "HypersphereEmbedder", "ICNNLoss", "L2SVMLoss",
+    "LDRKLLoss", "MadaCosLoss", "NormalizedSoftmaxLoss", "NovelClassCentroid", "ProtoTripletLoss",
+    "SkipBlock", "SmoothAdversarialCompSumLoss", "SoftTopKLoss", "ZLoss", "energy_confusion",
+    "energy_distance", "fccov", "feature_variance_weight", "gem_pool", "h_consistency_transform",
+    "icnn_score", "log_soft_topk", "metric_responses", "response_distances", "soft_topk",
+    "spherical_statistics",
 ]  # fmt: skip

@@ -127,6 +127,7 @@ METRICS: dict[str, Metric] = {
         Metric("tnr_at_95_tpr", "share", "higher", 0.01),
         Metric("spearman", "correlation", "higher", 0.02),
         Metric("distance_correlation", "correlation", "higher", 0.02),
+        Metric("distance_correlation", "correlation", "higher", 0.02),
         Metric("hub_skewness", "skewness", "lower", 0.05),
         Metric("regret", "share", "lower", 0.005),
         Metric("candidates", "documents", "lower", 0.01, relative=True),

@@ -118,6 +118,14 @@ def test_large_and_unmeasured_bodies_are_refused(site) -> None:
     assert client.post("/papers/x/try", content=b"x" * 65_537).status_code == 200
 
 
+def test_a_zero_byte_in_the_address_is_refused(site) -> None:
+    client = make_client(site)
+    assert client.get("/change?a=%00").status_code == 400
+    assert client.get("/%00").status_code == 400
+    assert client.post("/unsubscribe/%00").status_code == 400
+    assert client.get("/change?a=%2500").status_code == 200
+
+
 def test_every_answer_has_the_headers(site) -> None:
     client = make_client(site)
     for answer in (client.get("/change"), client.get("/none"), client.post(

@@ -1,4 +1,4 @@
-"""Safety of the site: who may post, how often, how much; signed tokens; headers of every answer.
+"""Safety of the site: who may post, how often, how much; signed tokens; headers of answers.
 
 ``Guard`` wraps the whole app. A browser says by ``Sec-Fetch-Site`` where a request comes from;
 over plain http it does not, then ``Origin`` must name the host that was asked. A program sends
@@ -89,7 +89,7 @@ class Guard:
                     headers.append("set-cookie", self._cookie(state["new_reader"]))
             await send(message)
 
-        refused = forged(scope, self.site.settings) or too_large(scope)
+        refused = zero(scope) or forged(scope, self.site.settings) or too_large(scope)
         if refused is None:
             await self.app(scope, receive, guarded)
         else:
@@ -99,6 +99,12 @@ class Guard:
         secure = "; Secure" if self.site.settings.base_url.startswith("https:") else ""
         value = sign(self.site, "reader", name)
         return f"{COOKIE}={value}; Path=/; Max-Age={COOKIE_S}; HttpOnly; SameSite=Lax{secure}"
+
+
+def zero(scope: Scope) -> tuple[int, str] | None:
+    """(status, reason) where the address holds a zero byte, which no database takes as text."""
+    found = "\0" in scope["path"] or b"%00" in scope.get("query_string", b"")
+    return (400, "the address must hold no zero byte") if found else None
 
 
 def forged(scope: Scope, settings: Settings) -> tuple[int, str] | None:

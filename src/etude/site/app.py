@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 import etude
 from etude.core import FAMILIES, EtudeError
-from etude.site import pages
+from etude.site import feeds, methods_page, pages, paper_page, votes
 from etude.site.guard import HEADERS, Guard
 from etude.site.settings import Settings
 from etude.site.state import HERE, Site, open_site
@@ -46,8 +46,12 @@ def make_app(settings: Settings) -> FastAPI:
     )  # fmt: skip
     app.state.site = site
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.include_router(votes.router(site))
     # Pages come last: /papers/{name} takes every name that no other router has taken.
+    app.include_router(feeds.router(site))
     app.include_router(pages.router(site))
+    app.include_router(methods_page.router(site))
+    app.include_router(paper_page.router(site))
     _tell_errors(app, site)
     app.add_middleware(Guard, site=site)
     return app

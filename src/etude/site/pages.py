@@ -1,25 +1,184 @@
-"""The pages of papers by day, week and month, search, and what the site is."""
+"""The pages of papers by day, week and month, trending, search, and what the site is."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
 
+from etude.core import FAMILIES
+from etude.papers.entry import Entry
+from etude.site.facts import family_entries, paper_facts
+from etude.site.render import Facts, query_of, twins
+from etude.site.schema import (
+    Bound,
+    Day,
+    Family,
+    Found,
+    Listing,
+    Month,
+    PageNumber,
+    Trending,
+    Week,
+    Words,
+    YesNo,
+)
+from etude.site.spans import Span, day_span, month_span, week_of, week_span
 from etude.site.state import Site
+from etude.site.votes import votes
 
-__all__ = ["refreshed", "router"]
+__all__ = ["PER_PAGE", "refreshed", "router"]
+
+PER_PAGE = 30
+TRENDING = 30
 
 
 def refreshed(site: Site) -> dict[str, Any] | None:
     """When papers were last imported, from where, and what failed since; None if never."""
-    return None
+    ends = site.store.refreshed()
+    good = max((end for end in ends if end.ok), key=lambda end: end.at, default=None)
+    last = max(ends, key=lambda end: end.at, default=None)
+    if last is None:
+        return None
+    failed = last if not last.ok and (good is None or last.at > good.at) else None
+    return {
+        "at": good.at if good else "",
+        "shown": _clock(good.at) if good else "",
+        "source": good.source if good else "",
+        "problem": failed.message if failed else "",
+        "tried": f"{_clock(failed.at)}, {failed.source}" if failed else "",
+    }
+
+
+def _clock(at: str) -> str:
+    return at[:16].replace("T", " ") + " UTC"
+
+
+def votes_of(site: Site, entries: list[Entry]) -> dict[str, int]:
+    """This site's own upvotes of some papers, by stable id."""
+    return votes(site).counts([entry.id for entry in entries])
+
+
+def listing(site: Site, kind: str, span: Span, page: int = 1) -> Facts:
+    """The facts of a page that lists a span of days."""
+    start = (page - 1) * PER_PAGE
+    entries = site.store.of(span.first, span.last, limit=PER_PAGE + 1, start=start)
+    before, after = span.before, span.after
+    if kind == "day":  # the nearest days that have papers, where they are known
+        days = [day for day, _ in site.store.days()]
+        earlier = site.store.days(1, before=span.name)
+        before = earlier[0][0] if earlier else before
+        after = min((day for day in days if day > span.name), default=after)
+    return {
+        "kind": kind, "name": span.name, "title": span.title, "first": span.first,
+        "last": span.last, "before": before, "after": after, "page": page,
+        "more": len(entries) > PER_PAGE,
+        "papers": paper_facts(entries[:PER_PAGE], votes_of(site, entries)),
+    }  # fmt: skip
+
+
+def trend(site: Site) -> Facts:
+    """Papers by votes that fade with age, and the formula."""
+    from etude.papers.trending import FORMULA, trending
+
+    entries = trending(site.store, votes(site).recent(), datetime.now(UTC), TRENDING)
+    return {"formula": FORMULA, "papers": paper_facts(entries, votes_of(site, entries))}
+
+
+def latest(site: Site) -> Facts:
+    """The newest day that has papers; where only months are known the newest month."""
+    days = site.store.days(1)
+    if days:
+        span = day_span(days[0][0])
+        if span is not None:
+            return listing(site, "day", span)
+    newest = site.store.newest(1)
+    month = newest[0].date[:7] if newest else ""
+    known = month_span(month) or month_span(datetime.now(UTC).strftime("%Y-%m"))
+    assert known is not None
+    return listing(site, "month", known)
+
+
+def found(
+    site: Site, q: str, first: str, last: str, family: str, runnable: YesNo, page: int
+) -> Facts:
+    """What a search, or without words a filter, finds."""
+    start, k, note = (page - 1) * PER_PAGE, PER_PAGE + 1, ""
+    wanted = {"yes": True, "no": False, "": None}[runnable]
+    if family and family not in FAMILIES:
+        raise HTTPException(400, f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    for bound in (first, last):
+        if bound and day_span(bound) is None:
+            raise HTTPException(400, f"there is no day {bound!r}; write it as 2026-11-22")
+    if q.strip():
+        hits = site.finder.search(
+            q, k, start=start, first=first, last=last, family=family, runnable=wanted
+        )
+        entries, note = hits.entries, hits.note
+    elif family or wanted is not None:
+        inside = [
+            entry
+            for entry in family_entries(site, family, runnable=wanted)
+            if (not first or entry.date >= first[: len(entry.date)])
+            and (not last or entry.date <= last[: len(entry.date)])
+        ]
+        entries = inside[start : start + k]
+    elif first or last:
+        entries = site.store.of(first or "0001-01-01", last or "9999-12-31", limit=k, start=start)
+    else:
+        entries = site.store.newest(k, start=start)
+    return {
+        "q": q, "first": first, "last": last, "family": family, "runnable": runnable,
+        "page": page, "more": len(entries) > PER_PAGE, "note": note,
+        "papers": paper_facts(entries[:PER_PAGE], votes_of(site, entries)),
+    }  # fmt: skip
 
 
 def router(site: Site) -> APIRouter:
     """The routes of these pages."""
-    routes = APIRouter()
+    routes = APIRouter(tags=["papers"])
+    site.templates.globals |= {"query_of": query_of, "week_of": week_of}
+
+    def home() -> Facts:
+        """The newest day's papers."""
+        return latest(site)
+
+    def span_of(kind: str, span: Span | None, text: str, shape: str, page: int) -> Facts:
+        if span is None:
+            raise HTTPException(404, f"There is no {kind} {text[:40]!r}; write it as {shape}.")
+        return listing(site, kind, span, page)
+
+    def papers_of_a_day(day: Day, page: PageNumber = 1) -> Facts:
+        """One day's papers."""
+        return span_of("day", day_span(day), day, "2026-11-22", page)
+
+    def papers_of_a_week(week: Week, page: PageNumber = 1) -> Facts:
+        """One ISO week's papers."""
+        return span_of("week", week_span(week), week, "2026-W47", page)
+
+    def papers_of_a_month(month: Month, page: PageNumber = 1) -> Facts:
+        """One month's papers."""
+        return span_of("month", month_span(month), month, "2026-11", page)
+
+    def trending_papers() -> Facts:
+        """The papers that are voted for now."""
+        return trend(site)
+
+    def search(
+        q: Words = "", first: Bound = "", last: Bound = "", family: Family = "",
+        runnable: YesNo = "", page: PageNumber = 1,
+    ) -> Facts:  # fmt: skip
+        """Papers by words and meaning, with filters; without any the newest."""
+        return found(site, q, first, last, family, runnable, page)
+
+    twins(routes, site, "/", home, "listing.html", Listing, twin="/index.json")
+    twins(routes, site, "/papers/date/{day}", papers_of_a_day, "listing.html", Listing)
+    twins(routes, site, "/papers/week/{week}", papers_of_a_week, "listing.html", Listing)
+    twins(routes, site, "/papers/month/{month}", papers_of_a_month, "listing.html", Listing)
+    twins(routes, site, "/papers/trending", trending_papers, "trending.html", Trending)
+    twins(routes, site, "/papers", search, "search.html", Found)
 
     @routes.get("/about", include_in_schema=False)
     def about(request: Request) -> HTMLResponse:

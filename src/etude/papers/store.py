@@ -6,46 +6,28 @@ Every change of a paper gives it the next number of ``changed``, so that whoever
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from etude.core import EtudeError, require
-from etude.lab.database import NUMBER, Database
-from etude.papers.catalogue import papers
-from etude.papers.entry import Entry, arxiv_id, clean, entry_id, merged, squeeze
+from etude.lab.database import Database
+from etude.papers import imports
+from etude.papers.catalogue import CATALOGUE, papers
+from etude.papers.entry import Entry, arxiv_id, clean, entry_id, merged, title_key
+from etude.papers.imports import Refreshed
+from etude.papers.tables import LISTS, META, PAPERS, TABLES, VERSION
 
 __all__ = ["Outcome", "Store"]
 
-VERSION = 1
-TABLES = sa.MetaData()
-META = sa.Table(
-    "papers_meta", TABLES,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)  # fmt: skip
-PAPERS = sa.Table(
-    "papers", TABLES,
-    sa.Column("number", NUMBER, primary_key=True),
-    sa.Column("id", sa.String, nullable=False, unique=True),
-    sa.Column("arxiv", sa.String, unique=True),  # None where there is none
-    sa.Column("squeezed", sa.Text, nullable=False, index=True),
-    *(sa.Column(n, sa.Text, nullable=False) for n in ("title", "abstract", "authors")),
-    sa.Column("date", sa.String, nullable=False, index=True),
-    *(sa.Column(n, sa.Text, nullable=False) for n in ("categories", "doi", "venue", "url")),
-    sa.Column("votes", sa.BigInteger, nullable=False),
-    sa.Column("sources", sa.Text, nullable=False),
-    sa.Column("slug", sa.String, nullable=False, index=True),
-    sa.Column("added", sa.Double, nullable=False),
-    sa.Column("changed", sa.BigInteger, nullable=False, index=True),
-)  # fmt: skip
-LISTS = ("authors", "categories", "sources")
 CHUNK = 500  # papers of one statement; SQLite binds at most 32,766 values
+LISTED = 1_000  # refusals that an outcome quotes
 
 
 @dataclass(frozen=True)
@@ -53,17 +35,32 @@ class Outcome:
     """What became of entries: how many are new, how many were merged, and what was refused.
 
     `merged` counts entries that named a paper which was there, whether it changed or not;
-    `refused` holds (place, reason) pairs, such as ("line 12", "title must be words, got ''").
+    `refused` holds (place, reason) pairs, such as ("line 12", "title must be words, got ''"),
+    the first 1,000 of them, and `unlisted` counts the others. `failed` holds (source, reason)
+    pairs of imports that could not be read to the end.
     """
 
     added: int = 0
     merged: int = 0
-    refused: tuple[tuple[str, str], ...] = field(default=())
+    refused: tuple[tuple[str, str], ...] = ()
+    unlisted: int = 0
+    failed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def n_refused(self) -> int:
+        """How many entries were refused."""
+        return len(self.refused) + self.unlisted
 
     def __add__(self, other: Outcome) -> Outcome:
+        refused = (self.refused + other.refused)[:LISTED]
+        n_refused = self.n_refused + other.n_refused
         return Outcome(
-            self.added + other.added, self.merged + other.merged, self.refused + other.refused
-        )
+            self.added + other.added, self.merged + other.merged, refused,
+            n_refused - len(refused), self.failed + other.failed,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.added:,} added, {self.merged:,} merged, {self.n_refused:,} refused"
 
 
 class Store:
@@ -81,20 +78,23 @@ class Store:
         chosen = url or os.environ.get("ETUDE_PAPERS") or "~/.etude/papers.sqlite"
         self.database = Database(str(chosen), TABLES, version=VERSION, what="the papers")
         self.name = self.database.name
-        if self.count() == 0:
+        digest = int(hashlib.sha256(CATALOGUE.read_bytes()).hexdigest()[:15], 16)
+        if self._fact("catalogue") != digest:
             self.add(_catalogue())
+            self._keep("catalogue", digest)
 
     def close(self) -> None:
         """Give the connections back."""
         self.database.close()
 
-    def add(self, entries: Iterable[Entry]) -> Outcome:
+    def add(self, entries: Iterable[Entry], *, running: int = 0, position: int = 0) -> Outcome:
         """Store entries, merged with what is there; all of them or none.
 
-        A paper is known by its arXiv id, else by its normalized title. `added` and `merged`
-        count; what breaks a rule is refused with its place, "entry 1" being the first.
+        A paper is known by its arXiv id, else by its normalized title; papers of one title and
+        two arXiv ids are two. What breaks a rule is refused with its place, "entry 1" being the
+        first. With the number of a `running` import its `position` is stored with the entries.
         """
-        total, batch, place = Outcome(), [], 0
+        total, batch = Outcome(), []
         with self.database.begin() as connection:
             for place, entry in enumerate(entries, 1):
                 try:
@@ -104,10 +104,23 @@ class Store:
                 if len(batch) == CHUNK:
                     total += self._merge(connection, batch)
                     batch = []
-            return total + self._merge(connection, batch) if batch else total
+            if batch:
+                total += self._merge(connection, batch)
+            if running:
+                imports.advance(connection, running, position)
+        return total
+
+    def refreshed(self) -> list[Refreshed]:
+        """The imports that ended, newest first: (source, at, ok, message).
+
+        Of each source the last one and, where that failed, also the last that did not.
+        """
+        return imports.refreshed(self.database)
 
     def get(self, name: str) -> Entry | None:
         """The paper with this stable id or arXiv id (whatever its version), or None."""
+        if not name.isprintable():  # PostgreSQL takes no NUL
+            return None
         wanted = [name, arxiv_id(name) or name]
         query = sa.select(PAPERS).where(sa.or_(PAPERS.c.id.in_(wanted), PAPERS.c.arxiv.in_(wanted)))
         found = self._read(query.limit(1))
@@ -116,7 +129,8 @@ class Store:
     def many(self, ids: Sequence[str]) -> list[Entry]:
         """The papers with these stable ids, in this order; unknown ids are left out."""
         require(len(ids) <= 10_000, "ids", "at most 10,000", len(ids))
-        known = {e.id: e for e in self._read(sa.select(PAPERS).where(PAPERS.c.id.in_(list(ids))))}
+        wanted = PAPERS.c.id.in_([i for i in ids if i.isprintable()])
+        known = {e.id: e for e in self._read(sa.select(PAPERS).where(wanted))}
         return [known[i] for i in ids if i in known]
 
     def of(self, first: str, last: str, *, limit: int = 1_000, start: int = 0) -> list[Entry]:
@@ -187,18 +201,23 @@ class Store:
     def _merge(self, connection: sa.Connection, batch: list[Entry]) -> Outcome:
         """Merge a batch within itself and with what is there; two statements and the changes."""
         change = self._next_change(connection, len(batch))
-        there = self._known(connection, batch)
-        by_name = {name: entry for entry in there for name in _names(entry)}
-        before, added = {entry.id: entry for entry in there}, 0
-        now = dict(before)
+        before = {entry.id: entry for entry in self._known(connection, batch)}
+        now, added = dict(before), 0
+        names: dict[str, list[str]] = {}  # of an arXiv id or a title's key: ids in order
+        for entry in before.values():
+            for name in _names(entry):
+                names.setdefault(name, []).append(entry.id)
         for entry in batch:
-            old = next((by_name[n] for n in _names(entry) if n in by_name), None)
-            if old is None:
-                new, added = replace(entry, id=entry_id(entry)), added + 1
-            else:
-                new = merged(now[old.id], entry)
+            # by title only where at most one of both has an arXiv id: two ids are two papers
+            known = (now[i] for name in _names(entry) for i in names.get(name, ()))
+            same = (e for e in known if not (e.arxiv and entry.arxiv) or e.arxiv == entry.arxiv)
+            old = next(same, None)
+            added += old is None
+            new = merged(old, entry) if old else replace(entry, id=entry_id(entry))
             now[new.id] = new
-            by_name |= dict.fromkeys(_names(new), new)
+            for name in _names(new):
+                if new.id not in names.setdefault(name, []):
+                    names[name].append(new.id)
         fresh = [e for e in now.values() if e.id not in before]
         altered = [e for e in now.values() if e.id in before and e != before[e.id]]
         rows = [
@@ -214,32 +233,47 @@ class Store:
 
     def _known(self, connection: sa.Connection, batch: list[Entry]) -> list[Entry]:
         ids = [e.arxiv for e in batch if e.arxiv]
-        titles = [squeeze(e.title) for e in batch]
-        query = sa.select(PAPERS).where(
-            sa.or_(PAPERS.c.arxiv.in_(ids), PAPERS.c.squeezed.in_(titles))
-        )
+        titles = [title_key(e.title) for e in batch]
+        same = sa.or_(PAPERS.c.arxiv.in_(ids), PAPERS.c.title_key.in_(titles))
+        query = sa.select(PAPERS).where(same).order_by(PAPERS.c.number)
         return [_entry(row) for row in connection.execute(query).mappings()]
 
     def _next_change(self, connection: sa.Connection, n: int) -> int:
         """The first of `n` numbers that nobody else gets; its row's lock orders the writers."""
-        start = {"name": "change", "value": n}
-        take = self.database.insert(META).values(start)
-        take = take.on_conflict_do_update(
-            index_elements=["name"], set_={"value": META.c.value + n}
-        ).returning(META.c.value)
-        return int(connection.execute(take).scalar_one()) - n + 1
+        last = self._keep_in(connection, "change", n, META.c.value + n)
+        return last - n + 1
+
+    def turn(self, name: str, now: int, gap: int) -> int:
+        """When the caller may go: `gap` after the turn before, but not before `now`."""
+        after = META.c.value + gap
+        with self.database.begin() as connection:
+            then = sa.case((after > now, after), else_=now)
+            return self._keep_in(connection, name, now, then)
+
+    def _fact(self, name: str) -> int:
+        query = sa.select(META.c.value).where(META.c.name == name)
+        with self.database.begin() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    def _keep(self, name: str, value: int) -> None:
+        with self.database.begin() as connection:
+            self._keep_in(connection, name, value, value)
+
+    def _keep_in(self, connection: sa.Connection, name: str, first: int, then: Any) -> int:
+        put = self.database.insert(META).values(name=name, value=first)
+        put = put.on_conflict_do_update(index_elements=["name"], set_={"value": then})
+        return int(connection.execute(put.returning(META.c.value)).scalar_one())
 
 
-def _names(entry: Entry) -> list[tuple[str, str]]:
+def _names(entry: Entry) -> list[str]:
     """What a paper is known by: its arXiv id first."""
-    names = [("title", squeeze(entry.title))]
-    return [("arxiv", entry.arxiv), *names] if entry.arxiv else names
+    return [*filter(None, [entry.arxiv]), title_key(entry.title)]
 
 
 def _packed(entry: Entry) -> dict[str, Any]:
     facts = {name: getattr(entry, name) for name in Entry.__dataclass_fields__}
     facts |= {name: json.dumps(facts[name], ensure_ascii=False) for name in LISTS}
-    return facts | {"squeezed": squeeze(entry.title), "arxiv": entry.arxiv or None}
+    return facts | {"title_key": title_key(entry.title), "arxiv": entry.arxiv or None}
 
 
 def _entry(row: Any) -> Entry:

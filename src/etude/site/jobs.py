@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,7 +24,7 @@ from etude.lab.database import NUMBER, Database
 __all__ = ["LEASE_S", "OPEN", "Job", "Jobs", "QueueFullError"]
 
 VERSION = 1
-LEASE_S = 20.0
+LEASE_S = 90.0  # longer than a writer of SQLite may wait for another one
 MOST_STARTS = 2
 OPEN = ("queued", "running")
 TABLES = sa.MetaData()
@@ -241,9 +242,22 @@ class Jobs:
         with self._database.begin() as connection:
             return any([connection.execute(waits).rowcount, connection.execute(runs).rowcount])
 
-    def recover(self) -> list[Job]:
-        """Jobs whose process is gone wait again, or fail the second time; returns the failed."""
-        left = sa.and_(JOBS.c.state == "running", JOBS.c.lease < time.time())
+    def idle(self) -> bool:
+        """Whether there is nothing to claim or to recover; it only reads."""
+        query = sa.select(sa.func.count()).where(JOBS.c.state.in_(OPEN))
+        with self._database.begin() as connection:
+            return connection.execute(query).scalar_one() == 0
+
+    def recover(self, gone: Callable[[str], bool] = lambda owner: False) -> list[Job]:
+        """Jobs whose process is gone wait again, or fail the second time; returns the ended.
+
+        A process is gone where its lease has run out, or where `gone` says it of the owner.
+        """
+        query = sa.select(JOBS.c.owner).where(JOBS.c.state == "running")
+        with self._database.begin() as connection:
+            dead = [str(name) for (name,) in connection.execute(query) if gone(str(name))]
+        late = sa.or_(JOBS.c.lease < time.time(), JOBS.c.owner.in_(dead))
+        left = sa.and_(JOBS.c.state == "running", late)
         wished = sa.or_(JOBS.c.starts >= MOST_STARTS, JOBS.c.wish == 1)
         said = sa.case(
             (JOBS.c.wish == 1, "stopped by its reader"),

@@ -23,6 +23,7 @@ VERBS = {
     "runs": ("runs", "List the runs of the ledger."),
     "data": ("data", "What data is there, and what etude sees in it."),
     "verify": ("verify", "Measure the claim that a method's card declares."),
+    "site": ("site", "Serve the papers as a site: feed, search, trials, mail."),
 }
 
 

@@ -14,8 +14,10 @@ from starlette.exceptions import HTTPException
 import etude
 from etude.core import FAMILIES, EtudeError
 from etude.site import feeds, methods_page, pages, paper_page, votes
+from etude.site.fresh import Fresh
 from etude.site.guard import HEADERS, Guard
 from etude.site.settings import Settings
+from etude.site.stamp import stamp_of
 from etude.site.state import HERE, Site, open_site
 
 __all__ = ["make_app"]
@@ -53,6 +55,7 @@ def make_app(settings: Settings) -> FastAPI:
     app.include_router(methods_page.router(site))
     app.include_router(paper_page.router(site))
     _tell_errors(app, site)
+    app.add_middleware(Fresh, stamp=lambda: stamp_of(site))
     app.add_middleware(Guard, site=site)
     return app
 

@@ -19,7 +19,7 @@ from etude.site.render import Facts, markdown, twins
 from etude.site.schema import ERRORS, Name, Whole
 from etude.site.state import Site
 
-__all__ = ["router", "trials_of"]
+__all__ = ["RUNS", "ledger_of", "router", "trials_of"]
 
 SIMILAR = 5
 RUNS = 40  # of the ledger that are looked through for past trials
@@ -45,7 +45,7 @@ def trials_of(site: Site, key: str) -> list[dict[str, Any]]:
         for run in book.runs(RUNS):
             if len(found) == TRIALS:
                 break
-            if run.spec.get("kind") != "trial" or key not in run.spec.get("methods", ()):
+            if run.state != "finished" or key not in run.spec.get("methods", ()):
                 continue
             metric, base = str(run.spec.get("metric", "")), str(run.spec.get("baseline", ""))
             rows = [r for r in book.rows(run.id) if r.split == "test" and r.metric == metric]

@@ -9,5 +9,13 @@ from etude.embeddings.matryoshka_representation import (
     adaptive_retrieval,
     funnel_retrieval,
 )
+from etude.embeddings.mbat_json import OrthogonalMBAT, encode_json
 
-__all__ = ["MatryoshkaHead", "MatryoshkaLoss", "adaptive_retrieval", "funnel_retrieval"]
+__all__ = [
+    "MatryoshkaHead",
+    "MatryoshkaLoss",
+    "OrthogonalMBAT",
+    "adaptive_retrieval",
+    "encode_json",
+    "funnel_retrieval",
+]

@@ -41,15 +41,14 @@ def command_of(job: Job) -> str:
 
 
 def check(settings: Settings, job: Job) -> dict[str, Any]:
-    """Rows, features and target of a job's data, looked at in a bounded process.
+    """Rows, features and target of a job's file, looked at in a bounded process.
 
     Raises:
         EtudeError: what is wrong with it.
     """
-    limits = process.Limits(CHECK_S, settings.trial_memory)
-    with tempfile.TemporaryDirectory() as spare:
-        folder = uploads_of(settings) / job.folder if job.folder else Path(spare)
-        return process.run({"do": "check"} | _words(job, settings), folder, limits)
+    limits = process.Limits(CHECK_S, settings.trial_memory, nice=0)  # a reader waits for it
+    folder = uploads_of(settings) / job.folder
+    return process.run({"do": "check"} | _words(job, settings), folder, limits)
 
 
 def _words(job: Job, settings: Settings) -> dict[str, Any]:

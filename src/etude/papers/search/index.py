@@ -1,86 +1,256 @@
-"""An index of documents, searched by words (FTS5) and by meaning (vectors)."""
+"""``Index``: any documents, found by words and by meaning; in memory or in a folder."""
 
 from __future__ import annotations
 
-import re
-import sqlite3
-from collections.abc import Callable, Iterable, Sequence
-from threading import Lock
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from threading import RLock
+from typing import Any
 
 import numpy as np
 
 from etude.core import require
+from etude.papers.search import folder as disk
+from etude.papers.search import keeping
+from etude.papers.search.conditions import Filter
 from etude.papers.search.document import Document
+from etude.papers.search.encoding import Encode, Tell, vectors_for
+from etude.papers.search.query import parse
+from etude.papers.search.ranking import nearest, ranked
+from etude.papers.search.segment import Segment, join, make_segment
+from etude.papers.search.snapshot import Snapshot
 
 __all__ = ["Index"]
 
-Encode = Callable[[Sequence[str]], np.ndarray]
+CHUNK = 131_072  # documents of one segment at most
+MOST_SMALL = 16  # segments that are not full, before some are joined
+WINDOW = 8  # segments that are joined at once
 
 
 class Index:
-    """Documents in memory; `encode` turns texts to unit vectors, None = by words only."""
+    """Documents, searched by words and by meaning.
+
+    Made by ``build``, ``load`` or, empty and in memory, ``Index()``. `encode` turns texts into
+    unit vectors (N, D); without one the search is by words only. Threads may share an index.
+    Processes may share a folder: who writes takes its lock, ``refresh`` reads what others wrote.
+    """
 
     def __init__(self, encode: Encode | None = None) -> None:
         self.encode = encode
-        self.documents: dict[str, Document] = {}
-        self.vectors: dict[str, np.ndarray] = {}
-        self._lock = Lock()
-        self._table = sqlite3.connect(":memory:", check_same_thread=False)
-        self._table.execute(
-            "CREATE VIRTUAL TABLE d USING fts5(id UNINDEXED, title, text, authors, categories, "
-            "tokenize='porter unicode61')"
-        )
+        self.path: Path | None = None
+        self.state: dict[str, Any] = {}
+        self._snapshot = Snapshot()
+        self._stamp: tuple[int, int, int] | None = None
+        self._lock = RLock()
 
-    def extend(self, documents: Iterable[Document], vectors: np.ndarray | None = None) -> None:
-        """Add documents; one under a known id replaces the other."""
-        new = {d.id: d for d in documents}
-        if vectors is None and self.encode is not None and new:
-            vectors = np.asarray(self.encode([d.encoded for d in new.values()]))
+    @classmethod
+    def build(
+        cls, documents: Iterable[Document], path: str | Path | None = None,
+        encode: Encode | None = None, vectors: np.ndarray | None = None, *,
+        tell: Tell | None = None,
+    ) -> Index:  # fmt: skip
+        """An index of documents; in the folder `path`, or in memory.
+
+        Args:
+            documents: any number, read one after the other; of two of one id the last one stays.
+            path: a folder, made anew: an index that is in it is replaced.
+            encode: texts to unit vectors (N, D), for the documents and later for queries.
+            vectors: (N, D) unit vectors of the documents, which are then not encoded.
+            tell: called with the number of documents that are indexed, and of all (0: unknown).
+
+        Raises:
+            EtudeError: vectors of another number than documents, or the folder cannot be written.
+        """
+        index = cls(encode)
+        total = len(documents) if isinstance(documents, Sequence) else 0
+        if path is not None:
+            index.path = Path(path)
+            with index._writing(anew=True):
+                index._write()
+        rest, done = iter(documents), 0
+        while chunk := list(itertools.islice(rest, CHUNK)):
+            given = None if vectors is None else vectors[done : done + len(chunk)]
+            index.extend(chunk, given, tell=_from(tell, done, total))
+            done += len(chunk)
+        if vectors is not None:
+            require(len(vectors) == done, "vectors", f"{done} as documents", len(vectors))
+        return index
+
+    @classmethod
+    def load(cls, path: str | Path, encode: Encode | None = None) -> Index:
+        """The index in a folder.
+
+        Raises:
+            EtudeError: there is none, or a file of it is missing, truncated or altered.
+        """
+        index = cls(encode)
+        index.path = Path(path)
+        index._read()
+        return index
+
+    def save(self, path: str | Path) -> None:
+        """Write the index to a folder, in place of one that is there, and keep it there."""
         with self._lock:
-            for place, d in enumerate(new.values()):
-                self._table.execute("DELETE FROM d WHERE id = ?", (d.id,))
-                row = (d.id, d.title, d.text, " ".join(d.authors), " ".join(d.categories))
-                self._table.execute("INSERT INTO d VALUES (?, ?, ?, ?, ?)", row)
-                self.documents[d.id] = d
-                if vectors is not None:
-                    self.vectors[d.id] = vectors[place]
+            self.path = Path(path)
+            with self._writing(anew=True):
+                self._write()
+
+    def __len__(self) -> int:
+        return self._snapshot.n
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and bool(self._snapshot.numbers([id])[0] >= 0)
 
     def search(
         self, query: str, k: int = 10, *, first: str = "", last: str = "", family: str = "",
         runnable: bool | None = None,
-    ) -> list[tuple[str, float]]:
-        """(id, score) of the best `k`, best first."""
-        query = " ".join(query.encode("utf-8", "replace").decode().split())
-        require(bool(query), "query", "words", query)
-        words = re.findall(r"[^\W_]+", query.casefold())[:50]
-        scores: dict[str, float] = {}
-        if words:
-            expression = " OR ".join(f'"{w}"' for w in words)
-            with self._lock:
-                found = self._table.execute(
-                    "SELECT id FROM d WHERE d MATCH ? ORDER BY bm25(d) LIMIT 200", (expression,)
-                ).fetchall()
-            for rank, (i,) in enumerate(found, 1):
-                scores[i] = scores.get(i, 0.0) + 1 / (60 + rank)
-        if self.encode is not None and self.vectors:
-            vector = np.asarray(self.encode([query]))[0]
-            near = sorted(self.vectors, key=lambda i: -float(self.vectors[i] @ vector))[:200]
-            for rank, i in enumerate(near, 1):
-                scores[i] = scores.get(i, 0.0) + 1 / (60 + rank)
-        kept = [
-            (i, s) for i, s in scores.items()
-            if self._passes(self.documents[i], first, last, family, runnable)
-        ]  # fmt: skip
-        return sorted(kept, key=lambda pair: -pair[1])[:k]
+    ) -> list[tuple[str, float]]:  # fmt: skip
+        """(id, score) of the best `k` documents, best first; scores compare within one answer.
 
-    def _passes(self, d: Document, first: str, last: str, family: str, run: bool | None) -> bool:
-        dated = (not first or d.date >= first) and (not last or "" < d.date <= last + "~")
-        return dated and family in ("", d.family) and run in (None, d.runnable)
+        Args:
+            query: see ``etude.papers.search.query``.
+            first, last: days ("YYYY-MM-DD"), months or years between which a date must lie.
+            family, runnable: what a document must have, unless "" and None.
+
+        Raises:
+            EtudeError: a query without words or too long, k < 1, or a date that is none.
+        """
+        require(k >= 1, "k", "at least 1", k)
+        read = parse(query)
+        wanted = Filter(read.clauses, first, last, family, runnable)
+        now = self._snapshot
+        vector = None
+        if self.encode is not None and read.text and now.n:
+            vector = np.asarray(self.encode([read.text]), np.float32)[0]
+        numbers, scores = ranked(now, read, vector, wanted, k)
+        return list(zip(now.ids(numbers), map(float, scores), strict=True))
 
     def similar(self, id: str, k: int = 5) -> list[tuple[str, float]]:
-        """(id, score) of the nearest in meaning, without itself."""
-        if id not in self.vectors:
+        """(id, cosine) of the `k` nearest in meaning without itself; [] if it is unknown."""
+        require(k >= 1, "k", "at least 1", k)
+        now = self._snapshot
+        number = now.numbers([id])[0]
+        if number < 0 or not now.gather("encoded", np.array([number]))[0]:
             return []
-        own = self.vectors[id]
-        near = [(i, float(v @ own)) for i, v in self.vectors.items() if i != id]
-        return sorted(near, key=lambda pair: -pair[1])[:k]
+        vector = now.gather("vectors", np.array([number]))[0].astype(np.float32)
+        numbers, scores = nearest(now, vector, k + 1)
+        kept = numbers != number
+        return list(zip(now.ids(numbers[kept][:k]), map(float, scores[kept]), strict=False))
+
+    def extend(
+        self, documents: Iterable[Document], vectors: np.ndarray | None = None, *,
+        tell: Tell | None = None, state: dict[str, Any] | None = None,
+    ) -> int:  # fmt: skip
+        """Add documents, in place of those with the same ids; the number of them.
+
+        A document whose text is as before keeps its vector. `state`, any JSON values, is kept
+        with the index as ``index.state``, written together with the documents.
+        """
+        every = list(documents)
+        require(
+            vectors is None or len(vectors) == len(every), "vectors",
+            f"{len(every)} as documents", None if vectors is None else len(vectors),
+        )  # fmt: skip
+        last = {document.id: place for place, document in enumerate(every)}
+        places = sorted(last.values())
+        given = None if vectors is None else np.asarray(vectors)[places]
+        chosen = [every[place] for place in places]
+        with self._writing():
+            if chosen:
+                old = self._snapshot.numbers([d.id for d in chosen])
+                found, has = vectors_for(self._snapshot, chosen, old, given, self.encode, tell)
+                self._add(make_segment(chosen, found, has), old[old >= 0])
+            self.state = self.state if state is None else dict(state)
+            self._write()
+        return len(chosen)
+
+    def remove(self, ids: Iterable[str]) -> int:
+        """Take documents out; the number of those that were there."""
+        with self._writing():
+            numbers = self._snapshot.numbers(list(dict.fromkeys(ids)))
+            numbers = numbers[numbers >= 0]
+            if len(numbers):
+                self._bury(numbers)
+                self._write()
+            return len(numbers)
+
+    def refresh(self) -> bool:
+        """Read what other processes wrote to the folder; whether there was anything."""
+        with self._lock:
+            if self.path is None or disk.stamp(self.path) == self._stamp:
+                return False
+            self._read()
+            return True
+
+    def _add(self, segment: Segment, replaced: np.ndarray) -> None:
+        if len(replaced):
+            self._bury(replaced)
+        now = self._snapshot
+        self._snapshot = Snapshot((*now.segments, segment), (*now.dead, np.empty(0, np.int64)))
+        small = [len(s) < CHUNK for s in self._snapshot.segments]
+        if sum(small) > MOST_SMALL:
+            self._join_some()
+
+    def _bury(self, numbers: np.ndarray) -> None:
+        now = self._snapshot
+        places, rows = now.split(numbers)
+        dead = list(now.dead)
+        for place in np.unique(places):
+            dead[place] = np.union1d(dead[place], rows[places == place])
+        self._snapshot = Snapshot(now.segments, tuple(dead))
+        for place in range(len(dead) - 1, -1, -1):
+            if 2 * len(dead[place]) > len(now.segments[place]):
+                self._join(place, place + 1)
+
+    def _join_some(self) -> None:
+        """Join the neighbors that are the fewest documents together: order is kept."""
+        sizes = np.array([len(s) - len(d) for s, d in zip(
+            self._snapshot.segments, self._snapshot.dead, strict=True)])  # fmt: skip
+        sums = np.convolve(sizes, np.ones(WINDOW, int), "valid")
+        start = int(sums.argmin())
+        if sums[start] <= CHUNK:
+            self._join(start, start + WINDOW)
+
+    def _join(self, start: int, stop: int) -> None:
+        now = self._snapshot
+        parts = now.segments[start:stop]
+        alive = [
+            mask if len(mask) else np.ones(len(part), bool)
+            for part, mask in zip(parts, now.alive[start:stop], strict=True)
+        ]
+        new = [join(parts, alive)] if any(mask.any() for mask in alive) else []
+        self._snapshot = Snapshot(
+            (*now.segments[:start], *new, *now.segments[stop:]),
+            (*now.dead[:start], *[np.empty(0, np.int64)] * len(new), *now.dead[stop:]),
+        )
+
+    @contextmanager
+    def _writing(self, anew: bool = False) -> Iterator[None]:
+        """Alone in the folder, on what it holds now; a change that fails leaves no trace."""
+        with self._lock, disk.locked(self.path) if self.path else nullcontext():
+            if self.path and not anew and disk.stamp(self.path) != self._stamp:
+                self._read()
+            before = self._snapshot, self.state
+            try:
+                yield
+            except BaseException:
+                self._snapshot, self.state = before
+                raise
+
+    def _write(self) -> None:
+        if self.path is not None:
+            self._snapshot = keeping.write(self.path, self._snapshot, self.state)
+            self._stamp = disk.stamp(self.path)
+
+    def _read(self) -> None:
+        assert self.path is not None
+        found = disk.stamp(self.path)  # before the reading: a later change is seen again
+        self._snapshot, self.state = keeping.read(self.path, self._snapshot.segments)
+        self._stamp = found
+
+
+def _from(tell: Tell | None, done: int, total: int) -> Tell | None:
+    """Progress of one piece as progress of the whole."""
+    return None if tell is None else lambda here, _: tell(done + here, total)

@@ -1,0 +1,145 @@
+"""An index in a folder: a manifest that names every file with its size and sum.
+
+``manifest.json`` is replaced at once, after all that it names is on the disk: a reader sees the
+index before a change or after it. Segments are folders that are never altered; what died in one
+is a file of its own. Writers take turns by ``lock``. A file that is missing, truncated or altered
+is refused with its name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from etude.core import EtudeError
+
+__all__ = ["Manifest", "locked", "read_array", "read_manifest", "stamp", "sweep", "write_array",
+           "write_manifest"]  # fmt: skip
+
+FORMAT = 1
+NAME = "manifest.json"
+Manifest = dict[str, Any]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """While the block runs no other process writes to the folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise EtudeError(f"the index {folder} cannot be written: {error.strerror}") from None
+
+
+def stamp(folder: Path) -> tuple[int, int, int] | None:
+    """What changes whenever the manifest does; None where there is no index."""
+    try:
+        status = (folder / NAME).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest.
+
+    Raises:
+        EtudeError: none there, damaged, or of a newer format.
+    """
+    path = folder / NAME
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        given = found.pop("sum")
+    except FileNotFoundError:
+        raise EtudeError(f"{folder} holds no index: {NAME} is missing") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        _damaged(path)
+    if given != _sum_of(found):
+        _damaged(path)
+    if found.get("format") != FORMAT:
+        said = f"is of format {found.get('format')}, this etude reads {FORMAT}"
+        raise EtudeError(f"{path} {said}: build the index again")
+    return dict(found)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace the manifest; what it names must be on the disk."""
+    whole = {**manifest, "format": FORMAT}
+    whole["sum"] = _sum_of(whole)
+    new = folder / f"{NAME}.new"
+    with new.open("w", encoding="utf-8") as file:
+        json.dump(whole, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(folder / NAME)
+    _keep(folder)
+
+
+def write_array(folder: Path, name: str, values: np.ndarray) -> list[Any]:
+    """Write ``<name>.npy``; its entry in the manifest: bytes and sha256."""
+    path = folder / f"{name}.npy"
+    with path.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    return [path.stat().st_size, _file_sum(path)]
+
+
+def read_array(folder: Path, name: str, entry: list[Any]) -> np.ndarray:
+    """Map ``<name>.npy`` after its size and sum were compared with the manifest's entry."""
+    path = folder / f"{name}.npy"
+    try:
+        if path.stat().st_size != entry[0] or _file_sum(path) != entry[1]:
+            _damaged(path)
+        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return found
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, IndexError, TypeError):
+        _damaged(path)
+
+
+def sweep(folder: Path, manifest: Manifest) -> None:
+    """Remove what no manifest names any more; who has it open keeps it."""
+    named = {segment["name"] for segment in manifest["segments"]}
+    named |= {f"{s['dead'][0]}.npy" for s in manifest["segments"] if s.get("dead")}
+    for path in folder.iterdir():
+        if path.name.startswith(("segment-", "dead-")) and path.name not in named:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _damaged(path: Path) -> NoReturn:
+    raise EtudeError(f"{path} is damaged: build the index again") from None
+
+
+def _sum_of(manifest: Mapping[str, Any]) -> str:
+    whole = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _file_sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _keep(folder: Path) -> None:
+    """Have the folder's new names on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -45,7 +45,8 @@ def command(
     from urllib.parse import urlsplit
 
     from etude.core import require
-    from etude.site.running import check_reach, in_step, listen, serve
+    from etude.site.index import in_step
+    from etude.site.running import Background, check_reach, listen, serve
     from etude.site.settings import Settings
 
     if base_url is not None:
@@ -59,7 +60,7 @@ def command(
         database=database, ledger=ledger, base_url=(base_url or place.address).rstrip("/"),
         folder=(folder or probe.folder).expanduser(), allow_trials=allow_trials, proxies=proxies,
     )  # fmt: skip
-    background = [in_step]
+    background: list[Background] = [in_step]
     if refresh is not None:
         from etude.site.refresh import refreshing
 

@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 
 from etude.core import FAMILIES
 from etude.papers.entry import Entry
+from etude.site import index
 from etude.site.facts import family_entries, paper_facts
 from etude.site.render import Facts, query_of, twins
 from etude.site.schema import (
@@ -70,7 +71,9 @@ def listing(site: Site, kind: str, span: Span, page: int = 1) -> Facts:
         days = [day for day, _ in site.store.days()]
         earlier = site.store.days(1, before=span.name)
         before = earlier[0][0] if earlier else before
-        after = min((day for day in days if day > span.name), default=after)
+        today = datetime.now(UTC).strftime("%Y-%m-%d")
+        later = (day for day in days if day > span.name)
+        after = min(later, default=after if after <= today else "")
     return {
         "kind": kind, "name": span.name, "title": span.title, "first": span.first,
         "last": span.last, "before": before, "after": after, "page": page,
@@ -113,8 +116,8 @@ def found(
         if bound and day_span(bound) is None:
             raise HTTPException(400, f"there is no day {bound!r}; write it as 2026-11-22")
     if q.strip():
-        hits = site.finder.search(
-            q, k, start=start, first=first, last=last, family=family, runnable=wanted
+        hits = index.search(
+            site, q, k, start=start, first=first, last=last, family=family, runnable=wanted
         )
         entries, note = hits.entries, hits.note
     elif family or wanted is not None:

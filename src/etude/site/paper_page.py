@@ -12,6 +12,7 @@ from etude.core import EtudeError
 from etude.lab.ledger import Ledger
 from etude.papers.catalogue import paper_of
 from etude.papers.entry import Entry
+from etude.site import index
 from etude.site.facts import family_entries, method_facts, paper_facts, path_of
 from etude.site.pages import votes_of
 from etude.site.plot import plot_of
@@ -68,26 +69,14 @@ def trials_of(site: Site, key: str) -> list[dict[str, Any]]:
     return found
 
 
-def similar_to(site: Site, entry: Entry) -> list[Entry]:
-    """The nearest papers; of a method's paper without vectors its family's."""
-    try:
-        return site.finder.similar(entry.id, SIMILAR)
-    except EtudeError:
-        return []
-
-
 def whole(site: Site, entry: Entry) -> Facts:
     """All that is known of one paper."""
     from etude.papers.exporting import bibtex
 
-    near = (
-        similar_to(site, entry)
-        or [
-            other
-            for other in (family_entries(site, entry.slug.partition(".")[0]) if entry.slug else [])
-            if other.id != entry.id
-        ][:SIMILAR]
-    )
+    near = index.similar(site, entry, SIMILAR)
+    if not near and entry.slug:  # of the same family, where nothing is known of meaning
+        family = family_entries(site, entry.slug.partition(".")[0])
+        near = [other for other in family if other.id != entry.id][:SIMILAR]
     votes = votes_of(site, [entry, *near])
     known = method_facts(entry.slug) if entry.slug else None
     return paper_facts([entry], votes)[0] | {

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["plot_of"]
 
-LEFT, RIGHT = 24.0, 376.0  # of the 400 units that the drawing is wide
+LEFT, RIGHT = 24.0, 316.0  # of the 340 units that the drawing is wide
 LABELS = {"better", "worse", "tie", "undecided"}
 
 
@@ -41,19 +41,19 @@ def plot_of(row: Mapping[str, Any]) -> dict[str, Any] | None:
         "ours": place(ours), "base": place(base),
         "low": place(ends[0]) if ends else None, "high": place(ends[1]) if ends else None,
         "ours_text": f"{ours:.4g}", "base_text": f"{base:.4g}", "base_name": name,
-        **_anchored("ours", place(ours), f"this {ours:.4g}"),
+        **_anchored("ours", place(ours), f"this method {ours:.4g}"),
         **_anchored("base", place(base), words),
         "said": f"{ours:.4g} against {words}; difference {_signed(ours - base)}{between}{over}",
     }  # fmt: skip
 
 
 def _anchored(name: str, x: float, text: str) -> dict[str, Any]:
-    """Where a text of the drawing stands so that it stays inside: about 7 units a letter."""
-    half = 3.6 * len(text)
+    """Where a text of the drawing stands so that it stays inside: about 6.5 units a letter."""
+    half = 3.3 * len(text)
     if x - half < 4:
         return {f"{name}_at": 4, f"{name}_anchor": "start"}
-    if x + half > 396:
-        return {f"{name}_at": 396, f"{name}_anchor": "end"}
+    if x + half > 336:
+        return {f"{name}_at": 336, f"{name}_anchor": "end"}
     return {f"{name}_at": x, f"{name}_anchor": "middle"}
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from etude.site.state import Site
 
-__all__ = ["Background", "Place", "in_step", "listen", "repeated", "serve"]
+__all__ = ["Background", "Place", "listen", "repeated", "serve"]
 
 Background = Callable[["Site"], AbstractContextManager[object]]
 LONGEST_WAIT = 5  # seconds that a stop waits for open connections, such as a trial's progress
@@ -115,15 +115,3 @@ def repeated(work: Callable[[], object], seconds: float) -> Iterator[Event]:
         yield over
     finally:
         over.set()
-
-
-@contextmanager
-def in_step(site: Site) -> Iterator[None]:
-    """Index the stored papers in a thread, so that the first search finds the index made."""
-    Thread(target=_sync, args=(site,), daemon=True, name="etude-index").start()
-    yield
-
-
-def _sync(site: Site) -> None:
-    with suppress(EtudeError):  # the first search tells it
-        site.finder.sync()

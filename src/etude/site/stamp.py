@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from etude.core import EtudeError
+from etude.site import index
 from etude.site.paper_page import RUNS, ledger_of
 from etude.site.state import Site
 from etude.site.votes import VOTES, votes
@@ -22,7 +23,8 @@ def stamp_of(site: Site) -> object:
     count = sa.select(sa.func.count(), sa.func.max(VOTES.c.at))
     with votes(site).database.begin() as connection:
         voted = tuple(connection.execute(count).one())
-    return site.store.changed(), voted, ends, _ledger(site)
+    making = index.progress(site) is not None
+    return site.store.changed(), voted, ends, making, _ledger(site)
 
 
 def _ledger(site: Site) -> object:

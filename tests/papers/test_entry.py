@@ -51,7 +51,8 @@ def test_clean_bounds_every_field() -> None:
     found = clean(
         Entry(
             title=long, abstract=long, authors=("A",) * 9_999,
-            categories=(long, *map(str, range(99))), sources=tuple(map(str, range(99))), venue=long, doi=long, votes=10**30,
+            categories=(long, *map(str, range(99))), sources=tuple(map(str, range(99))),
+            venue=long, doi=long, votes=10**30,
         )
     )  # fmt: skip
     assert len(found.title) <= BOUNDS["title"]

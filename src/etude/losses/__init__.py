@@ -16,6 +16,12 @@ from etude.losses.decoupled_softmax import (
     log_soft_topk,
     soft_topk,
 )
+from etude.losses.dynamic_subspace_learners import (
+    DynamicSubspaceEmbedding,
+    SubspaceMarginTrainer,
+    neuron_scores,
+    subspace_margin_loss,
+)
 from etude.losses.energy_confusion import (
     BinomialDevianceLoss,
     ECAMLLoss,
@@ -41,11 +47,12 @@ from etude.losses.z_loss import FactoredZLoss, ZLoss, spherical_statistics
 
 __all__ = [
     "CNNSVM", "ALDRKLLoss", "BiasLoss", "BinomialDevianceLoss", "CompSumLoss",
-    "DecoupledSoftmaxLoss", "ECAMLLoss", "EpisodicTrainer", "FCCovLoss", "FCCovNet",
-    "FactoredZLoss", "HardNegativeLocalTriplet", "HypersphereEmbedder", "ICNNLoss", "L2SVMLoss",
-    "LDRKLLoss", "MadaCosLoss", "NormalizedSoftmaxLoss", "NovelClassCentroid", "ProtoTripletLoss",
-    "SkipBlock", "SmoothAdversarialCompSumLoss", "SoftTopKLoss", "ZLoss", "energy_confusion",
-    "energy_distance", "fccov", "feature_variance_weight", "gem_pool", "h_consistency_transform",
-    "icnn_score", "log_soft_topk", "metric_responses", "response_distances", "soft_topk",
-    "spherical_statistics",
+    "DecoupledSoftmaxLoss", "DynamicSubspaceEmbedding", "ECAMLLoss", "EpisodicTrainer", "FCCovLoss",
+    "FCCovNet", "FactoredZLoss", "HardNegativeLocalTriplet", "HypersphereEmbedder", "ICNNLoss",
+    "L2SVMLoss", "LDRKLLoss", "MadaCosLoss", "NormalizedSoftmaxLoss", "NovelClassCentroid",
+    "ProtoTripletLoss", "SkipBlock", "SmoothAdversarialCompSumLoss", "SoftTopKLoss",
+    "SubspaceMarginTrainer", "ZLoss", "energy_confusion", "energy_distance", "fccov",
+    "feature_variance_weight", "gem_pool", "h_consistency_transform", "icnn_score", "log_soft_topk",
+    "metric_responses", "neuron_scores", "response_distances", "soft_topk", "spherical_statistics",
+    "subspace_margin_loss",
 ]  # fmt: skip

@@ -20,10 +20,12 @@ VERBS = {
     "keep": ("keep", "Write the winner of a run as a folder."),
     "serve": ("serve", "Serve a kept folder over HTTP."),
     "report": ("report", "Show one run's report again."),
+    "papers": ("papers", "Import, list, search and export papers."),
     "runs": ("runs", "List the runs of the ledger."),
     "data": ("data", "What data is there, and what etude sees in it."),
     "verify": ("verify", "Measure the claim that a method's card declares."),
     "site": ("site", "Serve the papers as a site: feed, search, trials, mail."),
+    "digest": ("digest", "Mail the papers of the day to those who subscribed."),
 }
 
 

@@ -47,6 +47,7 @@ def command(
     from etude.core import require
     from etude.site.index import in_step
     from etude.site.running import Background, check_reach, listen, serve
+    from etude.site.scheduler import mailing
     from etude.site.settings import Settings
 
     if base_url is not None:
@@ -60,7 +61,7 @@ def command(
         database=database, ledger=ledger, base_url=(base_url or place.address).rstrip("/"),
         folder=(folder or probe.folder).expanduser(), allow_trials=allow_trials, proxies=proxies,
     )  # fmt: skip
-    background: list[Background] = [in_step]
+    background: list[Background] = [in_step, mailing]
     if refresh is not None:
         from etude.site.refresh import refreshing
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 import etude
 from etude.core import FAMILIES, EtudeError
-from etude.site import feeds, methods_page, pages, paper_page, trials, votes
+from etude.site import feeds, methods_page, pages, paper_page, subscribe, trials, votes
 from etude.site.fresh import Fresh
 from etude.site.guard import HEADERS, Guard
 from etude.site.settings import Settings
@@ -50,6 +50,7 @@ def make_app(settings: Settings) -> FastAPI:
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.include_router(votes.router(site))
     app.include_router(trials.router(site))
+    app.include_router(subscribe.router(site))
     # Pages come last: /papers/{name} takes every name that no other router has taken.
     app.include_router(feeds.router(site))
     app.include_router(pages.router(site))

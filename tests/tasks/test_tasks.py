@@ -177,7 +177,7 @@ def test_a_baseline_fits_measures_and_comes_back_from_its_state(name):
     digits = load_dataset("digits", limit=400)
     task = get_task(name)
     split = task.split(digits, 0)
-    for arm in task.baselines.values():
+    for arm in (a for a in task.baselines.values() if task.why_not(a, digits) is None):
         fitted = task.fit(arm, digits, split, {}, seed=0, budget_s=None)
         values = task.measure(fitted, digits, split, "test")
         assert set(values) == set(task.metrics)

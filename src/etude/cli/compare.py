@@ -14,8 +14,9 @@ from etude.cli.trials import options
 def command(
     source: str, methods: str | None, task: str | None, target: str | None, against: str | None,
     seeds: int, tune: int, budget: str | None, metric: str | None, margin: float | None,
-    kinds: tuple[str, ...], missing: str, jobs: int, on: str, ledger: str | None, folder: str,
-    fresh: bool, as_json: bool,
+    kinds: tuple[str, ...], missing: str, settings: tuple[str, ...], labels_metric: str | None,
+    descriptions: str | None, jobs: int, on: str, ledger: str | None, folder: str, fresh: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Try several methods against one baseline on DATA, a built-in name or a file.
 
@@ -23,6 +24,7 @@ def command(
     Example:
       etude compare digits
       etude compare flowers.csv --target species --seeds 10 --jobs 2
+      etude compare digits --task train --setting noise=0.4
 
     Exit status 1 where every method failed.
     """
@@ -34,8 +36,9 @@ def command(
         board = compare(
             source, methods=names, task=task, target=target, against=against, seeds=seeds,
             tune=tune, budget_s=trials.seconds(budget), metric=metric, margin=margin,
-            kinds=trials.kinds(kinds), missing=missing, jobs=jobs, on=on, ledger=ledger,
-            fresh=fresh, progress=progress,
+            kinds=trials.kinds(kinds), missing=missing, settings=settings,
+            labels_metric=labels_metric, descriptions=descriptions, jobs=jobs, on=on,
+            ledger=ledger, fresh=fresh, progress=progress,
         )  # fmt: skip
     trials.show(board, folder, ledger, as_json=as_json)
     if all(entry.value is None for entry in board.entries if entry.arm == "ours"):

@@ -54,6 +54,12 @@ OPTIONS = [
         "--missing", default="error", show_default=True,
         type=click.Choice(["error", "drop", "median"]), help="What happens to empty cells.",
     ),
+    click.option("--setting", "settings", multiple=True, metavar="NAME",
+                 help="Change the training part: noise=0.4, imbalance=20, unseen (train); "
+                 "shots=5, unseen, noise=0.4, imbalance=20, transductive, zero_shot (probe)."),
+    click.option("--labels-metric", metavar="FILE",
+                 help="Distances between classes: a CSV matrix, or a JSON tree."),
+    click.option("--descriptions", metavar="FILE", help="JSON: class to a list of phrases."),
     click.option("--jobs", default=1, show_default=True, help="Processes."),
     click.option("--on", default="local", show_default=True, help="local, ray or ray://HOST:PORT."),
     click.option("--ledger", metavar="URL", help="File or postgresql:// URL of the ledger."),

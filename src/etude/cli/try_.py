@@ -14,8 +14,9 @@ from etude.cli.trials import options
 def command(
     method: str, source: str, task: str | None, target: str | None, against: str | None,
     seeds: int, tune: int, budget: str | None, metric: str | None, margin: float | None,
-    kinds: tuple[str, ...], missing: str, jobs: int, on: str, ledger: str | None, folder: str,
-    fresh: bool, as_json: bool,
+    kinds: tuple[str, ...], missing: str, settings: tuple[str, ...], labels_metric: str | None,
+    descriptions: str | None, jobs: int, on: str, ledger: str | None, folder: str, fresh: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Try METHOD (a slug or arXiv id) against a strong simple baseline on your data.
 
@@ -33,8 +34,9 @@ def command(
         board = try_method(
             method, source, task=task, target=target, against=against, seeds=seeds, tune=tune,
             budget_s=trials.seconds(budget), metric=metric, margin=margin,
-            kinds=trials.kinds(kinds), missing=missing, jobs=jobs, on=on, ledger=ledger,
-            fresh=fresh, progress=progress,
+            kinds=trials.kinds(kinds), missing=missing, settings=settings,
+            labels_metric=labels_metric, descriptions=descriptions, jobs=jobs, on=on,
+            ledger=ledger, fresh=fresh, progress=progress,
         )  # fmt: skip
     trials.show(board, folder, ledger, as_json=as_json)
     ours = next(entry for entry in board.entries if entry.arm == "ours")

@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 
 from etude import __version__
-from etude.core import EtudeError, card_of, require
+from etude.core import EtudeError, require
+from etude.lab.classes import with_class_facts
 from etude.lab.data import load_dataset
 from etude.lab.row import fingerprint
-from etude.tasks import TASKS, arm_of, arms, get_task
-from etude.tasks.base import METRICS, Arm, Dataset, Task
+from etude.tasks import arm_of, arms, get_task, metrics_of, task_of
+from etude.tasks.base import METRICS, Arm, Dataset, Split
+from etude.tasks.settings import written
 
 __all__ = ["Plan", "configurations", "make_plan", "open_data"]
 
 MOST_SEEDS, MOST_CONFIGURATIONS = 1000, 100
+CLASS_FILES = ("labels_metric", "descriptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,8 @@ class Plan:
 
     `tune` is the number of configurations per arm, the default one included; with 1 nothing
     is tuned. `overlap` is n_test / n_train of the splits. `budget_s` is the wall time of one
-    fit of what is trained by steps, or None for equal steps.
+    fit of what is trained by steps, or None for equal steps. `settings` are words such as
+    "noise=0.4"; `data` names them too.
     """
 
     task: str
@@ -48,6 +52,7 @@ class Plan:
     seeds: int
     tune: int
     budget_s: float | None
+    settings: tuple[str, ...] = ()
     version: str = __version__
     skipped: Mapping[str, str] = field(default_factory=dict)
 
@@ -61,17 +66,24 @@ class Plan:
         facts = self.spec()
         for name in ("source", "skipped", "data", "seeds"):
             facts.pop(name)
+        # Files of class facts count by their content too: it is in the data's hash.
+        reading = {k: v for k, v in self.reading.items() if k not in CLASS_FILES}
+        facts["reading"] = reading
+        if not self.settings:
+            facts.pop("settings")
         return fingerprint(facts)
 
     def spec(self) -> dict[str, Any]:
         """JSON values, the `spec` of the ledger's run."""
-        return {"kind": "trial", **asdict(self), "methods": list(self.methods)}
+        facts = {**asdict(self), "methods": list(self.methods), "settings": list(self.settings)}
+        return {"kind": "trial", **facts}
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Plan:
         """The plan whose ``spec()`` this is."""
         facts = {k: v for k, v in spec.items() if k != "kind"}
-        return cls(**{**facts, "methods": tuple(facts["methods"])})
+        lists = {name: tuple(facts.get(name, ())) for name in ("methods", "settings")}
+        return cls(**{**facts, **lists})
 
 
 def make_plan(
@@ -88,74 +100,82 @@ def make_plan(
     target: str | None = None,
     kinds: Mapping[str, str] | None = None,
     missing: str = "error",
+    settings: Sequence[str] = (),
+    labels_metric: str | None = None,
+    descriptions: str | None = None,
 ) -> tuple[Plan, Dataset]:
     """Check the words of a command against the data, and say what will be done.
 
+    Without `methods`, every method of the task and every other baseline of it is tried.
+
     Raises:
-        EtudeError: an unknown method, task, baseline or metric; a number out of bounds; data
-            that cannot be read, or that a named method cannot meet.
+        EtudeError: an unknown method, task, setting, baseline or metric; a number out of bounds;
+            data that cannot be read, or that a named method or the baseline cannot meet.
     """
     require(1 <= seeds <= MOST_SEEDS, "seeds", f"from 1 to {MOST_SEEDS}", seeds)
     require(1 <= tune <= MOST_CONFIGURATIONS, "tune", f"from 1 to {MOST_CONFIGURATIONS}", tune)
     good = budget_s is None or (math.isfinite(budget_s) and budget_s > 0)
     require(good, "budget", "a positive time such as 60s", budget_s)
-    chosen = _task(task, methods)
-    baseline = _baseline(chosen, against)
-    contestants = arms(chosen) if methods is None else [arm_of(chosen, name) for name in methods]
-    measure = metric or chosen.metrics[0]
-    require(measure in chosen.metrics, "metric", f"one of {', '.join(chosen.metrics)}", measure)
+    chosen = get_task(task or (task_of(methods[0]) if methods else "probe"), settings)
+    if methods is not None and not methods:
+        raise EtudeError("name at least one method")
+    baseline = next(iter(chosen.baselines)) if against is None else arm_of(chosen, against).name
+    contestants = (
+        [*arms(chosen), *chosen.baselines.values()] if methods is None
+        else [arm_of(chosen, name) for name in methods]
+    )  # fmt: skip
     require(margin is None or margin >= 0, "margin", "at least 0", margin)
-    reading = {"target": target, "kinds": dict(kinds or {}), "missing": missing}
+    reading: dict[str, Any] = {"target": target, "kinds": dict(kinds or {}), "missing": missing}
+    files = {"labels_metric": labels_metric, "descriptions": descriptions}
+    reading |= {name: path for name, path in files.items() if path is not None}
     data = open_data(str(source), reading, need_labels=chosen.name != "search")
+    known = metrics_of(chosen, data)
+    measure = metric or known[0]
+    require(measure in known, "metric", f"one of {', '.join(known)}", measure)
+    split = chosen.split(data, 0)
     meeting, skipped = [], {}
-    for arm in contestants:
+    for arm in [arm_of(chosen, baseline), *contestants]:
         reason = chosen.why_not(arm, data)
         if reason is None:
             meeting.append(arm.name)
-        elif methods is not None:
+        elif methods is not None or arm.name == baseline:
             raise EtudeError(f"{arm.name} {reason}")
         else:
             skipped[arm.name] = reason
     meeting = [name for name in dict.fromkeys(meeting) if name != baseline]
     if not meeting:
         raise EtudeError(f"{data.name}: no method is left to try against {baseline}")
-    split = chosen.split(data, 0)
+    words = written(getattr(chosen, "settings", {}))
     plan = Plan(
-        task=chosen.name, source=str(source), data=data.name, data_hash=data.hash,
-        reading=reading, n_rows=len(data.x), overlap=len(split.test) / len(split.train),
+        task=chosen.name, source=str(source),
+        data=f"{data.name} ({', '.join(words)})" if words else data.name, data_hash=data.hash,
+        reading=reading, n_rows=len(data.x), overlap=_overlap(split, len(data.x), words),
         methods=tuple(meeting), baseline=baseline, metric=measure,
         better=METRICS[measure].better, margin=margin, seeds=seeds, tune=tune,
-        budget_s=budget_s, skipped=skipped,
+        budget_s=budget_s, settings=words, skipped=skipped,
     )  # fmt: skip
     return plan, data
 
 
 def open_data(source: str, reading: Mapping[str, Any], *, need_labels: bool = True) -> Dataset:
     """The data of a plan, read with its options."""
-    return load_dataset(
+    data = load_dataset(
         source, target=reading["target"], kinds=reading["kinds"], missing=reading["missing"],
         need_labels=need_labels,
     )  # fmt: skip
+    return with_class_facts(data, reading.get("labels_metric"), reading.get("descriptions"))
 
 
-def _task(name: str | None, methods: Sequence[str] | None) -> Task:
-    """The task asked for, or the one that the first method answers, or probe."""
-    if name is not None or not methods:
-        return get_task(name or "probe")
-    for method in methods:
-        known = [task for task in TASKS if method in get_task(task).baselines]
-        answers = known[0] if known else card_of(method).task
-        if answers in TASKS:
-            return get_task(answers)
-        raise EtudeError(
-            f"{card_of(method).key} answers no task on a file; "
-            f"etude verify {card_of(method).slug} runs its own experiment"
-        )
-    raise EtudeError("name at least one method")
+def _overlap(split: Split, n_rows: int, settings: Sequence[str]) -> float:
+    """n_test / n_train, where all rows count that could have been trained on.
 
-
-def _baseline(task: Task, against: str | None) -> str:
-    return next(iter(task.baselines)) if against is None else arm_of(task, against).name
+    A setting that keeps five of them a class does not make the splits of two seeds more alike:
+    what they share are test rows, and those are as many as without it.
+    """
+    n_train = len(split.train)
+    if settings:
+        n_train = max(n_train, n_rows - len(split.validation) - len(split.test))
+    return len(split.test) / n_train
 
 
 def configurations(arm: Arm, n: int) -> list[dict[str, Any]]:

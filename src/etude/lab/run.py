@@ -17,7 +17,7 @@ from etude.core import EtudeError, require
 from etude.lab.board import Board
 from etude.lab.execute import execute
 from etude.lab.ledger import Ledger
-from etude.lab.plan import Plan, make_plan
+from etude.lab.plan import CLASS_FILES, Plan, make_plan
 from etude.lab.row import Run
 from etude.lab.score import make_board
 from etude.lab.trial import now
@@ -37,6 +37,9 @@ def try_method(
     target: str | None = None,
     kinds: Mapping[str, str] | None = None,
     missing: str = "error",
+    settings: Sequence[str] = (),
+    labels_metric: str | None = None,
+    descriptions: str | None = None,
     seeds: int = 5,
     tune: int = 3,
     budget_s: float | None = None,
@@ -53,6 +56,9 @@ def try_method(
     Args:
         method: slug, key or arXiv id; `data`: built-in name or file.
         against: a baseline of the task or another method; by default the task's first.
+        settings: what the training part is changed by, such as ("noise=0.4",); see
+            ``etude.tasks.settings.RULES``.
+        labels_metric, descriptions: files about the classes; see ``etude.lab.classes``.
         seeds: number of paired seeds; `tune`: configurations per arm, the default included.
         budget_s: wall time of each fit that is trained by steps, instead of equal steps.
         metric, margin: by default the task's headline and that metric's own region.
@@ -64,8 +70,9 @@ def try_method(
     """
     return compare(
         data, methods=[method], against=against, task=task, target=target, kinds=kinds,
-        missing=missing, seeds=seeds, tune=tune, budget_s=budget_s, metric=metric, margin=margin,
-        jobs=jobs, on=on, ledger=ledger, fresh=fresh, progress=progress,
+        missing=missing, settings=settings, labels_metric=labels_metric,
+        descriptions=descriptions, seeds=seeds, tune=tune, budget_s=budget_s, metric=metric,
+        margin=margin, jobs=jobs, on=on, ledger=ledger, fresh=fresh, progress=progress,
     )  # fmt: skip
 
 
@@ -78,6 +85,9 @@ def compare(
     target: str | None = None,
     kinds: Mapping[str, str] | None = None,
     missing: str = "error",
+    settings: Sequence[str] = (),
+    labels_metric: str | None = None,
+    descriptions: str | None = None,
     seeds: int = 5,
     tune: int = 3,
     budget_s: float | None = None,
@@ -91,13 +101,15 @@ def compare(
 ) -> Board:
     """The same for several methods at once, Holm-corrected: ``etude compare``.
 
-    `methods` None means every method that answers the task and can meet the data; the rest is
-    named in ``Board.skipped``. Other arguments as in ``try_method``.
+    `methods` None means every method that answers the task and can meet the data, and the other
+    baselines of the task; the rest is named in ``Board.skipped``. Other arguments as in
+    ``try_method``.
     """
     plan, dataset = make_plan(
         data, methods=methods, task=task, against=against, seeds=seeds, tune=tune,
         budget_s=budget_s, metric=metric, margin=margin, target=target, kinds=kinds,
-        missing=missing,
+        missing=missing, settings=settings, labels_metric=labels_metric,
+        descriptions=descriptions,
     )  # fmt: skip
     return run_plan(plan, dataset, jobs=jobs, on=on, ledger=ledger, fresh=fresh, progress=progress)
 
@@ -145,6 +157,11 @@ def command_of(plan: Plan) -> str:
         words += ["--as", f"{column}={kind}"]
     if plan.reading["missing"] != "error":
         words += ["--missing", plan.reading["missing"]]
+    for setting in plan.settings:
+        words += ["--setting", setting]
+    for name in CLASS_FILES:
+        if name in plan.reading:
+            words += [f"--{name.replace('_', '-')}", plan.reading[name]]
     return shlex.join(words)
 
 

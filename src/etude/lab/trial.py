@@ -45,7 +45,7 @@ class Trial:
         emit: Callable[[list[Row]], object],
     ) -> None:  # fmt: skip
         self.plan, self.data, self.seed, self.emit = plan, data, seed, emit
-        self.task: Task = get_task(plan.task)
+        self.task: Task = get_task(plan.task, plan.settings)
         self.arm: Arm = arm_of(self.task, name)
         self.split: Split = self.task.split(data, seed)
         self.known = [row for row in known if (row.method, row.seed) == (self.arm.name, seed)]

@@ -10,8 +10,12 @@ import torch
 
 from etude.tasks.base import Arm, Dataset
 from etude.tasks.wire import arguments, asks
+from etude.tasks.words import name_distances, name_vectors
 
-__all__ = ["build", "describe", "has_tokens", "patch_tokens", "scaling", "tokens_of"]
+__all__ = [
+    "build", "class_facts", "describe", "has_tokens", "patch_tokens", "scaling", "tokens_of",
+    "unscaled",
+]  # fmt: skip
 
 LEARNING = ("lr", "weight_decay", "n_steps")  # knobs of the training loop, not of a method
 
@@ -33,12 +37,32 @@ def describe(data: Dataset, rows: np.ndarray, seed: int) -> dict[str, Any]:
     return facts
 
 
+def class_facts(arm: Arm, data: Dataset) -> dict[str, Any]:
+    """What the arm's constructor asks to know of the classes; JSON values.
+
+    The vectors and distances of names are made anew from the names by ``build``.
+    """
+    names, facts = asks(arm.method), dict[str, Any]()
+    if any(name in names for name in ("classes", "class_embeddings", "class_distances")):
+        facts["classes"] = list(data.classes)
+    if "descriptions" in names and data.descriptions is not None:
+        facts["descriptions"] = {name: list(data.descriptions[name]) for name in data.classes}
+    if "class_distances" in names and data.class_distances is not None:
+        facts["class_distances"] = data.class_distances.tolist()
+    return facts
+
+
 def build(arm: Arm, facts: Mapping[str, Any], knobs: Mapping[str, Any]) -> Any:
     """The arm's object: its constructor gets the facts and knobs that it asks for."""
     values = dict(facts)
     values["generator"] = torch.Generator().manual_seed(int(facts["seed"]))
     if "class_counts" in facts:
         values["class_counts"] = torch.tensor(facts["class_counts"], dtype=torch.float32)
+    names = asks(arm.method)
+    if "class_embeddings" in names and "classes" in facts:
+        values["class_embeddings"] = name_vectors(facts["classes"])
+    if "class_distances" in names and "class_distances" not in facts and "classes" in facts:
+        values["class_distances"] = name_distances(facts["classes"])
     own = {k: v for k, v in knobs.items() if k not in LEARNING or k in asks(arm.method)}
     with torch.random.fork_rng():
         # Initial weights of both arms come from the seed, whatever ran before.
@@ -51,6 +75,11 @@ def scaling(x: np.ndarray) -> dict[str, np.ndarray]:
     spread = x.std(axis=0)
     scale = np.where(spread > 1e-7, spread, 1.0)
     return {"mean": x.mean(axis=0).astype(np.float32), "scale": scale.astype(np.float32)}
+
+
+def unscaled(dim: int) -> dict[str, np.ndarray]:
+    """The arrays of ``scaling`` that leave columns as they are."""
+    return {"mean": np.zeros(dim, np.float32), "scale": np.ones(dim, np.float32)}
 
 
 def has_tokens(data: Dataset) -> bool:

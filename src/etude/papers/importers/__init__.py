@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,9 @@ from etude.core import EtudeError
 from etude.papers import imports
 from etude.papers.entry import Entry, arxiv_id
 from etude.papers.importers import arxiv, bibtex, huggingface, page, ris, snapshot
-from etude.papers.importers.common import Item, Mark, Refusal, SourceError, open_file
+from etude.papers.importers.common import Item, Mark, Refusal, SourceError, open_file, shown
 from etude.papers.importers.upstream import Upstream, open_client
+from etude.papers.period import days_of
 from etude.papers.store import CHUNK, Outcome, Store
 
 if TYPE_CHECKING:
@@ -117,14 +117,7 @@ def _query(query: str) -> _Job:
 
 
 def _period(text: str) -> _Job:
-    year, week = int(text[:4]), text[6:8]
-    try:
-        if "W" in text:
-            date.fromisocalendar(year, int(week), 1)
-        else:
-            date.fromisoformat(text if len(text) == 10 else f"{text}-01")
-    except ValueError:
-        raise EtudeError(f"{text} is no day, week or month of the calendar") from None
+    days_of(text)  # refuses what the calendar does not have
     return _Job(f"hf:{text}", "", lambda up, _: huggingface.read(text, up(False)))
 
 
@@ -132,15 +125,15 @@ def _file(source: str) -> _Job:
     path = Path(source).expanduser()
     reader = FILES.get(path.suffix.lower())
     if reader is None:
-        shown = source if len(source) <= 80 else source[:79] + "…"
-        raise EtudeError(f"{shown!r} is no source of papers; a source is {RULE}")
+        given = source if len(source) <= 80 else source[:79] + "…"
+        raise EtudeError(f"{given!r} is no source of papers; a source is {RULE}")
     with open_file(path) as file:
         size = file.seek(0, 2)
     stat = path.stat()
     stamp = f"{path.resolve()} {size} {stat.st_mtime_ns}"
     if reader is snapshot:
-        return _Job(f"file:{path.name}", stamp, lambda _, start: snapshot.read(path, start))
-    return _Job(f"file:{path.name}", stamp, lambda _, start: reader.read(path))
+        return _Job(f"file:{shown(path)}", stamp, lambda _, start: snapshot.read(path, start))
+    return _Job(f"file:{shown(path)}", stamp, lambda _, start: reader.read(path))
 
 
 def _run(

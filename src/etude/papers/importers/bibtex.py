@@ -16,6 +16,7 @@ from etude.papers.importers.common import (
     checked,
     find_arxiv,
     read_text,
+    shown,
 )  # fmt: skip
 from etude.papers.latex import plain
 
@@ -41,12 +42,12 @@ def read(path: Path) -> Iterator[Item]:
     text = read_text(path)
     begins = [m.start() for m in PIECE.finditer(text)]
     if not begins:
-        raise SourceError(f"{path.name} holds no entry such as @article{{key, title = {{…}}}}")
+        raise SourceError(f"{shown(path)} holds no entry such as @article{{key, title = {{…}}}}")
     names = {month: month for month in MONTHS}
     line, counted = 1, 0
     for begin, end in zip(begins, [*begins[1:], len(text)], strict=True):
         line, counted = line + text.count("\n", counted, begin), begin
-        yield from _piece(text[begin:end], line, names, path.name)
+        yield from _piece(text[begin:end], line, names, shown(path))
 
 
 def _piece(text: str, line: int, names: dict[str, str], file: str) -> Iterator[Item]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from etude.core import EtudeError
-from etude.papers.entry import Entry, arxiv_id, clean
+from etude.papers.entry import Entry, arxiv_id, clean, line
 
 __all__ = [
     "MB", "Item", "Mark", "Refusal", "SourceError", "checked", "find_arxiv", "open_file",
-    "read_text", "string",
+    "read_text", "shown", "string",
 ]  # fmt: skip
 
 MB = 2**20
@@ -70,13 +70,18 @@ def find_arxiv(*texts: str) -> str:
     return ""
 
 
+def shown(path: Path) -> str:
+    """The file's name as messages and sources call it; a name may hold terminal escapes."""
+    return line(path.name, 100) or "the file"
+
+
 def open_file(path: Path, largest: int | None = None) -> BinaryIO:
     """The file, open for reading; it is a regular one and at most `largest` bytes long.
 
     Raises:
         EtudeError: missing, no regular file (a pipe is not waited for), or too large.
     """
-    name = path.name or str(path)
+    name = shown(path)
     try:
         # without O_NONBLOCK the opening of a pipe waits until somebody writes
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -107,9 +112,9 @@ def read_text(path: Path) -> str:
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
-        cure = f"iconv -f latin1 -t utf-8 {path.name}"
+        cure = f"iconv -f latin1 -t utf-8 {shown(path)}"
         rule = f"must be text in UTF-8, byte {error.start:,} is none: try {cure}"
-        raise EtudeError(f"{path.name} {rule}") from None
+        raise EtudeError(f"{shown(path)} {rule}") from None
     if "\0" in text:
-        raise EtudeError(f"{path.name} must be text, it holds a NUL")
+        raise EtudeError(f"{shown(path)} must be text, it holds a NUL")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from etude.papers.entry import Entry, day
-from etude.papers.importers.common import Item, Refusal, SourceError, checked, read_text
+from etude.papers.importers.common import Item, Refusal, SourceError, checked, read_text, shown
 
 __all__ = ["read"]
 
@@ -29,10 +29,10 @@ def read(path: Path) -> Iterator[Item]:
         EtudeError: no file, or no text.
         SourceError: no title with an abstract under it.
     """
-    blocks = _blocks(read_text(path))
+    blocks, file = _blocks(read_text(path)), f"file:{shown(path)}"
     start, date = _header(blocks)
     if start is None:
-        raise SourceError(f"{path.name} holds no title with an abstract under it")
+        raise SourceError(f"{shown(path)} holds no title with an abstract under it")
     at = start
     while at < len(blocks):
         number, title = blocks[at]
@@ -50,7 +50,7 @@ def read(path: Path) -> Iterator[Item]:
             continue
         yield checked(
             f"line {number}",
-            Entry(title=title, abstract=" ".join(parts), date=date, sources=(f"file:{path.name}",)),
+            Entry(title=title, abstract=" ".join(parts), date=date, sources=(file,)),
         )
 
 

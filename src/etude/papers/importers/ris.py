@@ -14,6 +14,7 @@ from etude.papers.importers.common import (
     checked,
     find_arxiv,
     read_text,
+    shown,
 )  # fmt: skip
 
 __all__ = ["read"]
@@ -40,7 +41,7 @@ def read(path: Path) -> Iterator[Item]:
                 yield Refusal(f"line {begun}", f"no ER before the next record in line {number}")
             fields, begun, any_record = {}, number, True
         elif tag == "ER" and begun:
-            yield checked(f"line {begun}", _entry(fields, path.name))
+            yield checked(f"line {begun}", _entry(fields, shown(path)))
             fields, begun = {}, 0
         elif found and begun:
             fields.setdefault(tag, []).append((found[2] or "").strip()[:LONGEST])
@@ -53,7 +54,7 @@ def read(path: Path) -> Iterator[Item]:
     if begun:
         yield Refusal(f"line {begun}", "no ER at its end")
     if not any_record:
-        raise SourceError(f"{path.name} holds no record: each begins with 'TY  - '")
+        raise SourceError(f"{shown(path)} holds no record: each begins with 'TY  - '")
 
 
 def _entry(fields: dict[str, list[str]], file: str) -> Entry:

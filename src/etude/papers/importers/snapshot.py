@@ -22,6 +22,7 @@ from etude.papers.importers.common import (
     SourceError,
     checked,
     open_file,
+    shown,
     string,
 )  # fmt: skip
 
@@ -47,15 +48,15 @@ def read(path: Path, start: int = 0) -> Iterator[Item]:
         for number, (position, raw) in enumerate(_lines(file), 1):
             place = f"line {number}" if not start else f"byte {position}"
             if number == 1 and raw.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-                raise SourceError(f"{path.name} must hold one JSON object a line, not a list")
+                raise SourceError(f"{shown(path)} must hold one JSON object a line, not a list")
             if raw.strip():
-                item = _entry(place, raw, path.name)
+                item = _entry(place, raw, shown(path))
                 any_paper = any_paper or isinstance(item, Entry)
                 yield item
             if number % STEP == 0:
                 yield Mark(position + len(raw) if len(raw) <= LONGEST else file.tell(), total)
         if not any_paper:
-            raise SourceError(f"{path.name} holds no paper: it must have one JSON object a line")
+            raise SourceError(f"{shown(path)} holds no paper: it must have one JSON object a line")
         yield Mark(total, total)
 
 

@@ -19,6 +19,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
+from starlette.requests import ClientDisconnect
 
 from etude.core import Card, EtudeError, cards, require
 from etude.papers.entry import Entry
@@ -244,6 +245,8 @@ def router(site: Site) -> APIRouter:
                 )
         except TimeoutError:
             raise HTTPException(408, f"The file did not come in within {UPLOAD_S:g} s.") from None
+        except ClientDisconnect:  # nobody is there to read this
+            raise HTTPException(400, "The file was cut off.") from None
 
     @routes.post(
         "/papers/{name:path}/try", openapi_extra=FORM, status_code=303, response_class=Response,
@@ -278,6 +281,8 @@ def router(site: Site) -> APIRouter:
                 finally:
                     await form.close()
         except EtudeError as error:
+            if " cannot be used: " in str(error):  # a database that is away
+                raise
             status = {TooLargeError: 413, QueueFullError: 503}.get(type(error), 422)
             if wants_json(request):
                 fact = {"message": str(error), "status": status}

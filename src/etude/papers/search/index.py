@@ -17,6 +17,7 @@ from etude.papers.search import keeping
 from etude.papers.search.conditions import Filter
 from etude.papers.search.document import Document
 from etude.papers.search.encoding import Encode, Tell, vectors_for
+from etude.papers.search.fusion import RECIPE
 from etude.papers.search.query import parse
 from etude.papers.search.ranking import nearest, ranked
 from etude.papers.search.segment import Segment, join, make_segment
@@ -39,6 +40,7 @@ class Index:
 
     def __init__(self, encode: Encode | None = None) -> None:
         self.encode = encode
+        self.recipe = RECIPE
         self.path: Path | None = None
         self.state: dict[str, Any] = {}
         self._snapshot = Snapshot()
@@ -124,7 +126,7 @@ class Index:
         vector = None
         if self.encode is not None and read.text and now.n:
             vector = np.asarray(self.encode([read.text]), np.float32)[0]
-        numbers, scores = ranked(now, read, vector, wanted, k)
+        numbers, scores = ranked(now, read, vector, wanted, k, self.recipe)
         return list(zip(now.ids(numbers), map(float, scores), strict=True))
 
     def similar(self, id: str, k: int = 5) -> list[tuple[str, float]]:

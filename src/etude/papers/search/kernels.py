@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 __all__ = [
     "add_words", "best_rows", "count_alive", "distances", "make_postings", "nearest_rows",
-    "phrase_rows",
+    "phrase_rows", "score_rows",
 ]  # fmt: skip
 
 TITLE = 128  # the bit of a posting's mark that says: in the title too
@@ -192,3 +192,38 @@ def count_alive(rows, alive):  # type: ignore[no-untyped-def]
     for row in rows:
         total += alive[row]
     return total
+
+
+@njit(nogil=True, cache=True)
+def score_rows(  # type: ignore[no-untyped-def]
+    tokens, offsets, n_fields, rows, places, weights, norms, title, k1, n_terms
+):
+    """(R,) float32 BM25 of some rows, from their words: what ``add_words`` adds up for all.
+
+    places (M,) are the terms that count, with weights (M,) float32.
+    """
+    m = len(places)
+    lookup = np.full(n_terms, -1, np.int16)
+    for j in range(m):
+        lookup[places[j]] = j
+    scores = np.zeros(len(rows), np.float32)
+    counts = np.zeros(m, np.int64)
+    titled = np.zeros(m, np.bool_)
+    for i in range(len(rows)):
+        row = rows[i]
+        counts[:] = 0
+        titled[:] = False
+        title_end = offsets[row * n_fields + 1]
+        for at in range(offsets[row * n_fields], offsets[row * n_fields + 2]):
+            j = lookup[tokens[at]]
+            if j >= 0:
+                counts[j] += 1
+                if at < title_end:
+                    titled[j] = True
+        for j in range(m):
+            if counts[j] > 0:
+                tf = np.float32(min(counts[j], MOST))
+                if titled[j]:
+                    tf += title
+                scores[i] += weights[j] * tf * (k1 + np.float32(1.0)) / (tf + norms[row])
+    return scores

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 from etude.core import refuse, require
@@ -46,9 +47,12 @@ class Clause:
 
 @dataclass(frozen=True)
 class Query:
-    """A query that was read: stems that rank, the text whose meaning ranks, and conditions."""
+    """A query that was read.
 
-    words: tuple[str, ...]
+    `words` are the stems that rank and how often each was said, `text` is what is encoded.
+    """
+
+    words: tuple[tuple[str, int], ...]
     text: str
     clauses: tuple[Clause, ...]
 
@@ -84,8 +88,8 @@ def parse(query: str) -> Query:
     require(bool(words or clauses), "query", "words, such as 'graph embeddings'", query)
     if all(clause.no for clause in clauses) and not words:
         refuse("query", "what to find, not only what to leave out", query)
-    unique = list(dict.fromkeys(words))[:MOST_WORDS]
-    telling = [word for word in unique if word not in EMPTY_STEMS] or unique
+    counts = Counter(words[:MOST_WORDS])
+    telling = [item for item in counts.items() if item[0] not in EMPTY_STEMS] or counts.items()
     return Query(tuple(telling), " ".join(" ".join(text).split()), tuple(clauses))
 
 

@@ -8,50 +8,62 @@ import numpy as np
 
 from etude.papers.search.codes import encode_bits
 from etude.papers.search.conditions import Filter, allowed
-from etude.papers.search.fusion import DEPTH, fuse
-from etude.papers.search.kernels import add_words, best_rows, distances, nearest_rows
+from etude.papers.search.fusion import RECIPE, Recipe, expanded, fused
+from etude.papers.search.kernels import add_words, best_rows, distances, nearest_rows, score_rows
 from etude.papers.search.query import Query
 from etude.papers.search.snapshot import K1, Snapshot
 from etude.papers.search.words import term
 
 __all__ = ["nearest", "ranked"]
 
-CANDIDATES = 2_000  # nearest by code, whose vectors are read
+CANDIDATES = 2_000  # nearest by code, at least, whose vectors are read
 TITLE = np.float32(1.0)  # what a word's presence in the title adds to its occurrences
-ALL = np.empty(0, bool)
 
 
 def ranked(
-    now: Snapshot, read: Query, vector: np.ndarray | None, wanted: Filter, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and scores of the best `k` documents for a query, best first."""
+    now: Snapshot, read: Query, vector: np.ndarray | None, wanted: Filter, k: int,
+    recipe: Recipe = RECIPE,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Numbers and scores of the best `k` documents for a query, best first.
+
+    Without words or without a vector the other ranks alone.
+    """
     masks = now.each(lambda place: allowed(now.segments[place], now.alive[place], wanted))
-    if not read.words and vector is None:
+    query = {term(word): math.sqrt(said) for word, said in read.words}
+    if not query and vector is None:
         return _newest(now, masks, k)
-    numbers, scores = by_words(now, read.words, masks)
-    near = by_meaning(now, vector, masks)[0] if vector is not None else np.empty(0, np.int64)
+    depth = max(recipe.depth, k)
+    numbers, scores = by_words(now, query, masks, depth)
+    if vector is None:
+        return numbers[:k], scores[:k]
+    near, _ = by_meaning(now, vector, masks, depth)
     union = np.union1d(numbers, near)
     if not len(union):
         return union, np.empty(0)
-    places, rows = now.split(union)
-    words = np.empty(len(union))
-    for place in np.unique(places):
-        words[places == place] = scores[place][rows[places == place]]
-    meaning = exact(now, vector, union) if vector is not None else None
-    fused = fuse(words, meaning)
-    order = np.argsort(-fused, kind="stable")[:k]
-    return union[order], fused[order]
+    meaning = exact(now, vector, union)
+    mixed = fused(words_at(now, query, union), meaning, recipe.share)
+    if recipe.feedback and query:
+        best = union[np.argsort(-mixed, kind="stable")[: recipe.feedback]]
+        again = words_at(now, expanded(now, query, best, recipe), union)
+        mixed = fused(again, meaning, recipe.share)
+    order = np.argsort(-mixed, kind="stable")[:k]
+    return union[order], mixed[order]
+
+
+def weighed(now: Snapshot, query: dict[int, float]) -> dict[int, np.float32]:
+    """The query's weights by term, times the terms' inverse frequencies."""
+    weights = {}
+    for word, value in query.items():
+        n = now.frequency(word)
+        weights[word] = np.float32(value * math.log(1 + (now.n - n + 0.5) / (n + 0.5)))
+    return weights
 
 
 def by_words(
-    now: Snapshot, words: tuple[str, ...], masks: list[np.ndarray]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Numbers of the best DEPTH documents by BM25, and each segment's (N,) float32 scores."""
-    weights = {}
-    for word in words:
-        number = term(word)
-        n = now.frequency(number)
-        weights[number] = np.float32(math.log(1 + (now.n - n + 0.5) / (n + 0.5)))
+    now: Snapshot, query: dict[int, float], masks: list[np.ndarray], depth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers and scores of the best `depth` documents by BM25."""
+    weights = weighed(now, query)
 
     def work(place: int) -> tuple[np.ndarray, np.ndarray]:
         segment = now.segments[place]
@@ -60,23 +72,35 @@ def by_words(
             rows, marks = segment.postings(number)
             if len(rows):
                 add_words(scores, rows, marks, now.norms[place], weight, TITLE, np.float32(K1))
-        return best_rows(scores, masks[place], DEPTH), scores
+        rows = best_rows(scores, masks[place], depth)
+        return rows + now.bases[place], scores[rows]
 
-    found = now.each(work)
-    scores = [s for _, s in found]
-    numbers = [rows + base for (rows, _), base in zip(found, now.bases, strict=False)]
-    values = [s[rows] for rows, s in found]
-    if not numbers:
-        return np.empty(0, np.int64), scores
-    every = np.concatenate(numbers)
-    order = np.argsort(-np.concatenate(values), kind="stable")[:DEPTH]
-    return every[order], scores
+    return _best(now.each(work), depth, -1)
+
+
+def words_at(now: Snapshot, query: dict[int, float], numbers: np.ndarray) -> np.ndarray:
+    """(N,) float32 BM25 scores of some documents."""
+    weights = weighed(now, query)
+    scores = np.zeros(len(numbers), np.float32)
+    places, rows = now.split(numbers)
+    for place in np.unique(places):
+        segment = now.segments[place]
+        at = [(segment.place(word), weight) for word, weight in weights.items()]
+        at = [(p, weight) for p, weight in at if p >= 0]
+        here = places == place
+        scores[here] = score_rows(
+            segment["tokens"], segment["offsets"], 4, rows[here],
+            np.array([p for p, _ in at], np.int64), np.array([w for _, w in at], np.float32),
+            now.norms[place], TITLE, np.float32(K1), len(segment["terms"]),
+        )  # fmt: skip
+    return scores
 
 
 def by_meaning(
-    now: Snapshot, vector: np.ndarray, masks: list[np.ndarray]
+    now: Snapshot, vector: np.ndarray, masks: list[np.ndarray], depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and inner products of the best DEPTH documents: by code, then by their vectors."""
+    """Numbers and inner products of the best `depth` documents: by code, then by vector."""
+    n = max(CANDIDATES, 4 * depth)
     code = encode_bits(vector[None])[0]
 
     def work(place: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,18 +110,24 @@ def by_meaning(
             mask = segment["encoded"] & mask if len(mask) else segment["encoded"]
         found = np.empty(len(segment), np.uint16)
         counts = distances(segment["codes"], code, mask, found)
-        rows = nearest_rows(found, counts, CANDIDATES)
+        rows = nearest_rows(found, counts, n)
         return rows + now.bases[place], found[rows]
 
-    parts = now.each(work)
+    numbers, _ = _best(now.each(work), n, 1)
+    numbers = np.sort(numbers)
+    return _best([(numbers, exact(now, vector, numbers))], depth, -1)
+
+
+def _best(
+    parts: list[tuple[np.ndarray, np.ndarray]], k: int, sign: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` numbers with the smallest sign * value and these values; equal ones in order."""
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.float32)
     numbers = np.concatenate([part[0] for part in parts])
-    order = np.argsort(np.concatenate([part[1] for part in parts]), kind="stable")[:CANDIDATES]
-    numbers = np.sort(numbers[order])
-    scores = exact(now, vector, numbers)
-    order = np.argsort(-scores, kind="stable")[:DEPTH]
-    return numbers[order], scores[order]
+    values = np.concatenate([part[1] for part in parts])
+    order = np.argsort(sign * values.astype(np.float64), kind="stable")[:k]
+    return numbers[order], values[order]
 
 
 def exact(now: Snapshot, vector: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -111,19 +141,15 @@ def exact(now: Snapshot, vector: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 def nearest(now: Snapshot, vector: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers and inner products of the `k` documents nearest in meaning."""
-    numbers, scores = by_meaning(now, vector, list(now.alive))
+    numbers, scores = by_meaning(now, vector, list(now.alive), k)
     return numbers[:k], scores[:k]
 
 
 def _newest(now: Snapshot, masks: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
     """What passes where nothing ranks: the newest first, all with score 0."""
-    numbers, days = [], []
+    parts = []
     for place, mask in enumerate(masks):
         rows = np.flatnonzero(mask) if len(mask) else np.arange(len(now.segments[place]))
-        numbers.append(rows + now.bases[place])
-        days.append(now.segments[place]["high"][rows])
-    if not numbers:
-        return np.empty(0, np.int64), np.empty(0)
-    every = np.concatenate(numbers)
-    order = np.argsort(-np.concatenate(days).astype(np.int64), kind="stable")[:k]
-    return every[order], np.zeros(len(order))
+        parts.append((rows + now.bases[place], now.segments[place]["high"][rows]))
+    numbers, _ = _best(parts, k, -1)
+    return numbers, np.zeros(len(numbers))

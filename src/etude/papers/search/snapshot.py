@@ -72,6 +72,18 @@ class Snapshot:
             total += count_alive(rows, alive) if len(alive) else len(rows)
         return total
 
+    def frequencies(self, words: np.ndarray) -> np.ndarray:
+        """The documents that hold each of (M,) uint64 terms, those that died counted too."""
+        total = np.zeros(len(words), np.int64)
+        for segment in self.segments:
+            terms = segment["terms"]
+            if len(terms):
+                at = np.minimum(np.searchsorted(terms, words), len(terms) - 1)
+                total += np.where(
+                    terms[at] == words, segment["starts"][at + 1] - segment["starts"][at], 0
+                )
+        return total
+
     def split(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The segments and rows of documents' numbers."""
         places = np.searchsorted(self.bases, numbers, side="right") - 1

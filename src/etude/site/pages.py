@@ -9,7 +9,8 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
 
 from etude.core import FAMILIES
-from etude.papers.entry import Entry
+from etude.papers.entry import Entry, line
+from etude.papers.trending import FORMULA, trending
 from etude.site import index
 from etude.site.facts import family_entries, paper_facts
 from etude.site.render import Facts, query_of, twins
@@ -32,25 +33,37 @@ from etude.site.votes import votes
 
 __all__ = ["PER_PAGE", "refreshed", "router"]
 
+UPSTREAM = ("hf:", "arxiv:")
 PER_PAGE = 30
 TRENDING = 30
+LONGEST = 300  # characters of a query
 
 
 def refreshed(site: Site) -> dict[str, Any] | None:
-    """When papers were last imported, from where, and what failed since; None if never."""
+    """When papers were last imported, from where, and what failed since; None if never.
+
+    Only a source that others run counts as failed: a file that could not be read is the
+    business of whoever has it.
+    """
     ends = site.store.refreshed()
     good = max((end for end in ends if end.ok), key=lambda end: end.at, default=None)
-    last = max(ends, key=lambda end: end.at, default=None)
-    if last is None:
+    tried = (end for end in ends if end.source.startswith(UPSTREAM))
+    last = max(tried, key=lambda end: end.at, default=None)
+    failed = last if last and not last.ok else None
+    if good is None and failed is None:
         return None
-    failed = last if not last.ok and (good is None or last.at > good.at) else None
     return {
         "at": good.at if good else "",
         "shown": _clock(good.at) if good else "",
-        "source": good.source if good else "",
+        "source": _source(good.source) if good else "",
         "problem": failed.message if failed else "",
-        "tried": f"{_clock(failed.at)}, {failed.source}" if failed else "",
+        "tried": f"{_clock(failed.at)}, {_source(failed.source)}" if failed else "",
     }
+
+
+def _source(name: str) -> str:
+    kind, _, rest = name.partition(":")
+    return {"hf": f"Hugging Face, {rest}", "arxiv": "arXiv", "file": "a file"}.get(kind, name)
 
 
 def _clock(at: str) -> str:
@@ -84,8 +97,6 @@ def listing(site: Site, kind: str, span: Span, page: int = 1) -> Facts:
 
 def trend(site: Site) -> Facts:
     """Papers by votes that fade with age, and the formula."""
-    from etude.papers.trending import FORMULA, trending
-
     entries = trending(site.store, votes(site).recent(), datetime.now(UTC), TRENDING)
     return {"formula": FORMULA, "papers": paper_facts(entries, votes_of(site, entries))}
 
@@ -108,6 +119,7 @@ def found(
     site: Site, q: str, first: str, last: str, family: str, runnable: YesNo, page: int
 ) -> Facts:
     """What a search, or without words a filter, finds."""
+    q = line(q, LONGEST)  # on one line, without control characters
     start, k, note = (page - 1) * PER_PAGE, PER_PAGE + 1, ""
     wanted = {"yes": True, "no": False, "": None}[runnable]
     if family and family not in FAMILIES:

@@ -12,6 +12,7 @@ from etude.core import EtudeError
 from etude.lab.ledger import Ledger
 from etude.papers.catalogue import paper_of
 from etude.papers.entry import Entry
+from etude.papers.exporting import bibtex
 from etude.site import index
 from etude.site.facts import family_entries, method_facts, paper_facts, path_of
 from etude.site.pages import votes_of
@@ -71,8 +72,6 @@ def trials_of(site: Site, key: str) -> list[dict[str, Any]]:
 
 def whole(site: Site, entry: Entry) -> Facts:
     """All that is known of one paper."""
-    from etude.papers.exporting import bibtex
-
     near = index.similar(site, entry, SIMILAR)
     if not near and entry.slug:  # of the same family, where nothing is known of meaning
         family = family_entries(site, entry.slug.partition(".")[0])
@@ -127,7 +126,7 @@ def router(site: Site) -> APIRouter:
     site.templates.globals["plot_of"] = plot_of
 
     def entry_of(name: str) -> Entry:
-        entry = site.store.get(name)
+        entry = None if "\0" in name else site.store.get(name)  # PostgreSQL has no such text
         if entry is not None:
             return entry
         try:  # a slug, an address or an exact title of the catalogue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -87,7 +88,7 @@ def serve(
         stack.callback(place.listener.close)
         app = make_app(settings)
         config = uvicorn.Config(
-            app, log_level="warning", server_header=False, lifespan="off", access_log=False,
+            app, log_level="warning", server_header=False, lifespan="on", access_log=False,
             timeout_graceful_shutdown=LONGEST_WAIT, proxy_headers=False,
         )  # fmt: skip
         for begin in background:
@@ -100,14 +101,18 @@ def serve(
 def repeated(work: Callable[[], object], seconds: float) -> Iterator[Event]:
     """Do some work now and every so many seconds in a thread, until the block ends.
 
-    Work that fails is done again at its next turn: it tells its failure by itself.
+    Work that fails is done again at its next turn: an ``EtudeError`` it has told by itself, and
+    any other failure is logged.
     """
     over = Event()
 
     def go() -> None:
         while not over.is_set():
-            with suppress(EtudeError):
-                work()
+            try:
+                with suppress(EtudeError):
+                    work()
+            except Exception:
+                logging.getLogger(__name__).exception("the site goes on without this turn")
             over.wait(seconds)
 
     Thread(target=go, daemon=True, name="etude-repeated").start()

@@ -64,16 +64,26 @@ def mail_address(given: str) -> str:
         EtudeError: it is none.
     """
     try:
-        found = validate_email(given.strip(), check_deliverability=False, allow_smtputf8=False)
+        found = validate_email(
+            given.strip(), check_deliverability=False, allow_smtputf8=False, strict=True
+        )
     except EmailNotValidError as error:
         said = " ".join(str(error).split())
         raise EtudeError(f"the address cannot be used: {said}") from None
-    return str(found.ascii_email or found.normalized)
+    address = str(found.ascii_email or found.normalized)
+    if address != plain(address):
+        raise EtudeError("the address cannot be used: it holds what headers have another use for")
+    return address
 
 
 def plain(text: str) -> str:
-    """Text on one line without control characters, as headers and lines of text need it."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """Text on one line without control characters, as headers and lines of text need it.
+
+    The beginning of an encoded word is parted: =?utf-8?q?=0D=0ABcc:…?= in a title would be read
+    by the standard library as what it stands for, a new line and another header.
+    """
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(shown.replace("=?", "= ?").split())
 
 
 def wrap(text: str, indent: str = "") -> str:

@@ -61,7 +61,7 @@ class Entry:
 def squeeze(title: str) -> str:
     """A title without case, accents' forms, spaces and punctuation, so that copies are equal."""
     whole = unicodedata.normalize("NFKC", title).casefold()
-    return "".join(letter for letter in whole if letter.isalnum())
+    return re.sub(r"[\W_]+", "", whole)
 
 
 def arxiv_id(text: str) -> str:

@@ -142,7 +142,7 @@ class Jobs:
         row = sa.select(*(sa.literal(v, JOBS.c[n].type) for n, v in facts.items()))
         with self._database.begin() as connection:
             new = sa.insert(JOBS).from_select(list(facts), row.where(waiting < most))
-            if connection.execute(new).rowcount == 0:
+            if connection.execute(new.returning(JOBS.c.id)).one_or_none() is None:
                 raise QueueFullError(
                     f"{most} trials wait already, as many as this site lets wait: try again later"
                 )

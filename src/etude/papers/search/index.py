@@ -99,6 +99,11 @@ class Index:
             with self._writing(anew=True):
                 self._write()
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """The documents as they are now, for those who look inside."""
+        return self._snapshot
+
     def __len__(self) -> int:
         return self._snapshot.n
 

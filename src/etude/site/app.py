@@ -16,6 +16,7 @@ from etude.core import FAMILIES, EtudeError
 from etude.site import feeds, methods_page, pages, paper_page, subscribe, trials, votes
 from etude.site.fresh import Fresh
 from etude.site.guard import HEADERS, Guard
+from etude.site.schema import ERRORS
 from etude.site.settings import Settings
 from etude.site.stamp import stamp_of
 from etude.site.state import HERE, Site, open_site
@@ -44,7 +45,7 @@ def make_app(settings: Settings) -> FastAPI:
     }  # fmt: skip
     app = FastAPI(
         title="etude", version=etude.__version__, description=ABOUT, docs_url=None,
-        redoc_url=None, redirect_slashes=False,
+        redoc_url=None, redirect_slashes=False, responses=ERRORS,
     )  # fmt: skip
     app.state.site = site
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
@@ -68,11 +69,12 @@ def _fingerprint(name: str) -> str:
 
 
 def wants_json(request: Request) -> bool:
-    """Whether the answer is for a program: a twin's address, or it takes JSON and no HTML."""
-    takes = request.headers.get("accept", "")
-    return request.url.path.endswith(".json") or (
-        "application/json" in takes and "text/html" not in takes
-    )
+    """Whether an error is for a program: of a twin, or of what no browser shows as a page."""
+    takes, path = request.headers.get("accept", ""), request.url.path
+    if path.endswith(".json") or "text/html" in takes:
+        return path.endswith(".json")
+    page = request.method in ("GET", "HEAD") and not path.startswith("/feeds/")
+    return "application/json" in takes or not page or path.endswith((".md", "/events"))
 
 
 def _tell_errors(app: FastAPI, site: Site) -> None:

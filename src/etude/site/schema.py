@@ -135,5 +135,5 @@ class Failure(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Failure} for code in (400, 404, 422, 429, 503)
+    code: {"model": Failure} for code in (400, 403, 404, 409, 411, 413, 422, 429, 503)
 }

@@ -3,6 +3,11 @@
 A document or a query is a vector, or a set of token vectors of any number.
 """
 
+from etude.retrieval.bidr import (
+    BiGranularIndex,
+    ContrastiveProductQuantizer,
+    locality_centric_batches,
+)
 from etude.retrieval.dbnorm import (
     dual_dynamic_inverted_softmax,
     dual_inverted_softmax,
@@ -12,11 +17,14 @@ from etude.retrieval.dbnorm import (
 from etude.retrieval.muvera import MuveraEncoder, chamfer, muvera_search
 
 __all__ = [
+    "BiGranularIndex",
+    "ContrastiveProductQuantizer",
     "MuveraEncoder",
     "chamfer",
     "dual_dynamic_inverted_softmax",
     "dual_inverted_softmax",
     "hub_offset",
     "hub_skewness",
+    "locality_centric_batches",
     "muvera_search",
 ]

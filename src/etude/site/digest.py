@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, timedelta
 from email.message import EmailMessage
 from typing import Any
@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 from etude.papers.entry import Entry
 from etude.papers.search.query import parse
-from etude.papers.search.words import stems
+from etude.papers.search.words import EMPTY, split, stem, stems
 from etude.papers.store import Store
 from etude.site.facts import paper_facts
 from etude.site.guard import sign
@@ -93,11 +93,17 @@ def news(site: Site, reader: Reader, day: date, known: dict[Any, list[Entry]]) -
 def _found(site: Site, reader: Reader, first: str, last: str) -> list[Entry]:
     most = MOST_FOUND[reader.frequency]
     best = site.finder.search(reader.query, 4 * most, first=first, last=last).entries
-    wanted = parse(reader.query).words
+    wanted = telling(parse(reader.query).text)
     return [entry for entry in best if answers(entry, wanted)][:most]
 
 
-def answers(entry: Entry, wanted: Sequence[str]) -> bool:
+def telling(text: str) -> set[str]:
+    """The stems of a text's words, without those that say nothing unless there are no others."""
+    words = set(split(text))
+    return set(map(stem, words - EMPTY or words))
+
+
+def answers(entry: Entry, wanted: Collection[str]) -> bool:
     """Whether a paper holds at least half of these stems; one of no stems is any paper."""
     (facts,) = paper_facts([entry], {})
     held = set(stems(f"{entry.title} {entry.abstract} {facts['move']}"))

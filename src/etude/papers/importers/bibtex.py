@@ -96,22 +96,23 @@ def _fields(
 
 def _value(text: str, at: int, names: dict[str, str]) -> tuple[str, int]:
     """The value at `at`: parts in braces or quotes, numbers and names, joined by #."""
-    parts = []
-    while True:
+    value = ""
+    while len(value) <= LONGEST:
         if text[at : at + 1] in ('"', "{"):
             end = _closing(text, at)
-            parts.append(text[at + 1 : end])
+            value += text[at + 1 : end]
             at = end + 1
         else:
             word = WORD.match(text, at)
             if not word:
                 raise EtudeError("a field without a value")
-            parts.append(names.get(word[0].lower(), word[0]))
+            value += names.get(word[0].lower(), word[0])
             at = word.end()
         more = re.compile(r"\s*#\s*").match(text, at)
         if not more:
-            return "".join(parts)[:LONGEST], at
+            return value, at
         at = more.end()
+    raise EtudeError(f"a value longer than {LONGEST // MB} MB")
 
 
 def _closing(text: str, at: int) -> int:

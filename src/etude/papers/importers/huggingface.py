@@ -35,7 +35,7 @@ def read(period: str, upstream: Upstream) -> Iterator[Item]:
         params = {kind: period, "limit": str(PAGE), "p": str(page)}
         rows = _rows(upstream.get(URL, params))
         known = len(found)
-        found |= {_name(row, len(found) + i): row for i, row in enumerate(rows)}
+        found |= {_name(row): row for row in rows if _name(row) not in found}
         if len(found) == known:
             break
     for place, row in enumerate(found.values(), 1):
@@ -52,9 +52,11 @@ def _rows(raw: bytes) -> list[Any]:
     return rows
 
 
-def _name(row: Any, place: int) -> str:
+def _name(row: Any) -> str:
+    """The paper's id, else the whole row: the same row on each page is one."""
     paper = row.get("paper") if isinstance(row, dict) else None
-    return (string(paper.get("id")) if isinstance(paper, dict) else "") or f"at {place}"
+    name = string(paper.get("id")) if isinstance(paper, dict) else ""
+    return name or json.dumps(row, sort_keys=True)
 
 
 def _entry(place: str, row: Any, date: str) -> Entry | Refusal:

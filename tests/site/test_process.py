@@ -90,8 +90,11 @@ def test_too_long_is_killed(tmp_path) -> None:
 
 
 def test_too_much_memory_is_killed(tmp_path) -> None:
+    seen: list[int] = []
+    words = {"bytes": 20 << 20}
     with pytest.raises(process.BrokenLimitError, match="more than 300 MB of memory"):
-        odd(tmp_path, "hold", 60.0, 300_000_000, words={"bytes": 20 << 20})
+        odd(tmp_path, "hold", 60.0, 300_000_000, words=words, tell=lambda n, *_: seen.append(n))
+    assert 5 <= seen[-1] < 40  # the watch stopped it, long before the kernel would have
 
 
 def test_the_kernel_refuses_a_burst_between_two_looks(tmp_path) -> None:

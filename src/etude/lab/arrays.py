@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +15,7 @@ import polars as pl
 from etude.core import EtudeError
 from etude.lab.columns import fill_array
 from etude.lab.kinds import read_labels
+from etude.lab.labels import labels_of_array
 from etude.tasks.base import Dataset
 
 __all__ = ["read_npy", "read_npz"]
@@ -43,6 +45,8 @@ def read_npy(path: Path, *, missing: str, need_labels: bool) -> Dataset:
 
 def read_npz(path: Path, *, missing: str, need_labels: bool, forced: bool) -> Dataset:
     """Arrays x (N, D), or uint8 images (N, H, W[, C]), and y (N,); or embeddings for x; or tokens.
+
+    A y of shape (N, L) is labels of 0 and 1, any number a row.
 
     Without x, the features are the mean over the tokens of each sample.
 
@@ -75,6 +79,12 @@ def read_npz(path: Path, *, missing: str, need_labels: bool, forced: bool) -> Da
             )
     if target is None and need_labels:
         raise EtudeError(f"{path} must hold an array y with the labels; np.savez(path, x=x, y=y)")
+    if target is not None and target.ndim == 2 and target.shape[1] > 1:
+        if missing == "drop":
+            raise EtudeError(f"{path}: rows with several labels go with --missing median, not drop")
+        several, names = labels_of_array(target, str(path))
+        data = finish(path, x, None, names, tokens, missing)
+        return replace(data, labels=several, schema={**data.schema, "target": "y"})
     y, classes = (None, None) if target is None else labels(target, path, forced)
     return finish(path, x, y, classes, tokens, missing)
 

@@ -40,6 +40,7 @@ class Table:
     y: np.ndarray | None
     classes: tuple[str, ...]
     n_rows: int
+    labels: np.ndarray | None = None
     schema: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from etude.core import EtudeError, require
 from etude.lab.arrays import read_npy, read_npz
 from etude.lab.builtin import BUILTIN, load_builtin
 from etude.lab.columns import MISSING, Table, read_table
 from etude.lab.images import read_images
+from etude.lab.labels import label_columns, take_labels
 from etude.lab.rows import encode_rows
 from etude.lab.shelf import SUFFIXES, data_folder, find_data, list_datasets
 from etude.lab.tables import read_csv, read_parquet
@@ -45,9 +47,10 @@ def load_dataset(
     Args:
         source: a built-in name; a CSV, Parquet, NPZ or NPY file; or a folder of images in class
             folders. A path that is not here is looked for in the folder that ETUDE_DATA names.
-        target: name of the column to predict; by default a table's last one.
+        target: name of the column to predict; by default a table's last one. Several names
+            with commas between are labels of 0 and 1.
         kinds: column name -> "number", "category", "text" or "ignore", over what etude would
-            decide; "category" for the target takes any integers as classes.
+            decide; "category" for the target takes any integers as classes, "labels" lists.
         missing: what happens to empty cells: "error", "drop" (the row) or "median" (the
             column's median, and a category of its own).
         need_labels: refuse data without class labels; where False, a table has a target only if
@@ -69,7 +72,7 @@ def load_dataset(
         digest = text_hash(found) if found.has_text else ""
         found = Dataset(
             name=Path(source).stem, x=found.encode(), y=found.y, classes=found.classes,
-            schema=found.schema,
+            labels=found.labels, schema=found.schema,
         )  # fmt: skip
     if limit is not None:
         require(limit >= 1, "limit", "a positive number of rows", limit)
@@ -99,6 +102,9 @@ def open_source(
         raise EtudeError(f"{path}: image_size is for folders of images, this is a file")
     if suffix in (".csv", ".tsv", ".parquet") and not path.is_dir():
         frame = read_parquet(path) if suffix == ".parquet" else read_csv(path)
+        several = label_columns(frame.columns, target, kinds, str(path))
+        if several:
+            return labeled_table(frame, several, str(path), kinds, missing)
         return read_table(
             frame, where=str(path), target=target, kinds=kinds, missing=missing,
             need_labels=need_labels,
@@ -113,6 +119,21 @@ def open_source(
     raise EtudeError(
         f"{path} must end in {', '.join(SUFFIXES)} or be a folder of images, got {suffix!r}"
     )
+
+
+def labeled_table(
+    frame: pl.DataFrame, several: list[str], where: str, kinds: Mapping[str, str], missing: str
+) -> Table:
+    """A table whose rows have several labels each."""
+    if missing == "drop":
+        raise EtudeError(f"{where}: rows with several labels go with --missing median, not drop")
+    rest, labels, classes = take_labels(frame, several, where)
+    table = read_table(
+        rest, where=where, target=None, missing=missing, need_labels=False,
+        kinds={name: kind for name, kind in kinds.items() if name not in several},
+    )  # fmt: skip
+    schema = {**table.schema, "target": ",".join(several), "target_why": "labels, as asked"}
+    return replace(table, labels=labels, classes=classes, schema=schema)
 
 
 def locate(source: str | Path) -> Path:
@@ -164,7 +185,8 @@ def take(data: Dataset, limit: int) -> Dataset:
     rows = np.random.default_rng(LIMIT_SEED).permutation(len(data.x))[:limit]
     y = None if data.y is None else data.y[rows]
     tokens = None if data.tokens is None else data.tokens[rows]
-    return replace(data, x=data.x[rows], y=y, tokens=tokens)
+    labels = None if data.labels is None else data.labels[rows]
+    return replace(data, x=data.x[rows], y=y, tokens=tokens, labels=labels)
 
 
 def content_hash(data: Dataset) -> str:
@@ -176,6 +198,8 @@ def content_hash(data: Dataset) -> str:
             continue
         digest.update(f"{array.dtype.str}{array.shape};".encode())
         digest.update(np.ascontiguousarray(array).data)
+    if data.labels is not None:
+        digest.update(f"labels{data.labels.shape};".encode() + data.labels.tobytes())
     return digest.hexdigest()
 
 
@@ -190,6 +214,8 @@ def text_hash(table: Table) -> str:
         elif column.words is not None:
             digest.update(json.dumps(column.words.to_list()).encode())
     digest.update(b"none" if table.y is None else table.y.tobytes())
+    if table.labels is not None:
+        digest.update(table.labels.tobytes())
     return digest.hexdigest()
 
 
@@ -215,12 +241,15 @@ def describe(
     )
     check_classes(found.y, found.classes, str(source))
     counts = [] if found.y is None else np.bincount(found.y).tolist()
+    if found.labels is not None:
+        counts = found.labels.sum(axis=0).tolist()
     schema, columns = found.schema, list(found.schema.get("columns", ()))
     if isinstance(found, Table):
         n_rows, image_shape, tokens = found.n_rows, None, None
         n_features = sum(column["width"] for column in columns)
         digest = text_hash(found) if found.has_text else content_hash(
-            Dataset(name="", x=found.encode(), y=found.y, classes=found.classes)
+            Dataset(name="", x=found.encode(), y=found.y, classes=found.classes,
+                    labels=found.labels)
         )  # fmt: skip
     else:
         n_rows, n_features = found.x.shape

@@ -90,7 +90,7 @@ def _entry(
     headline = [r for r in tested if r.metric == plan.metric and r.value is not None]
     others = {
         metric: _mean([r.value for r in tested if r.metric == metric and r.value is not None])
-        for metric in get_task(plan.task).metrics
+        for metric in dict.fromkeys(r.metric for r in tested)
         if metric != plan.metric
     }
     baseline = values[plan.baseline]

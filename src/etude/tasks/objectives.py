@@ -191,7 +191,7 @@ class Prototypical(nn.Module):
     """
 
     def __init__(
-        self, dim: int, n_classes: int, *, scale: float = 1.0, normalize: bool = False
+        self, dim: int, n_classes: int, *, scale: float = 10.0, normalize: bool = True
     ) -> None:
         super().__init__()
         require(math.isfinite(scale) and scale > 0, "scale", "positive", scale)

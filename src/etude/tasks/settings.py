@@ -111,7 +111,9 @@ def split_for(task: str, data: Dataset, seed: int, settings: Settings) -> Split:
     """
     if data.y is None:
         several = "has several labels a row" if data.labels is not None else "has no target"
-        raise EtudeError(f"{data.name} {several}; this trial needs one class a row")
+        raise EtudeError(
+            f"{data.name} {several}; {task} needs one class a row (--task train takes several)"
+        )
     split = split_rows(data, seed)
     if "unseen" in settings:
         split = _unseen(task, data, split, seed)

@@ -42,13 +42,6 @@ TENSORS = ("logits", "target", "embeddings", "labels", "positives")
 RETRIEVAL = ("recall_at_1", "mean_average_precision", "normalized_mutual_information")
 
 
-def _prototypical(
-    dim: int, n_classes: int, *, scale: float = 10.0, normalize: bool = True
-) -> Prototypical:
-    """On unit vectors by default: the task tells classes by the cosine to their means."""
-    return Prototypical(dim, n_classes, scale=scale, normalize=normalize)
-
-
 class Train:
     """The task under `settings`; otherwise stateless."""
 
@@ -70,7 +63,7 @@ class Train:
             {"mining": ("hard", "semi_hard"), "margin": (0.2, 0.1, 0.5), **LEARNING_RATES},
         ),
         "prototypical": Arm(
-            "prototypical", "Prototypical networks", _prototypical,
+            "prototypical", "Prototypical networks", Prototypical,
             {"scale": (10.0, 3.0, 30.0), "normalize": (True, False), **LEARNING_RATES},
         ),
         "binary_cross_entropy": Arm(
@@ -90,10 +83,7 @@ class Train:
 
     def why_not(self, arm: Arm, data: Dataset) -> str | None:
         """An objective must be content with what one labeled batch gives."""
-        forward = getattr(arm.method, "forward", None)
-        if forward is None:
-            return None
-        several = data.labels is not None
+        forward, several = arm.method.forward, data.labels is not None  # type: ignore[attr-defined]
         have = ("logits", "embeddings", "positives") if several else TENSORS
         lacking = missing(forward, dict.fromkeys(have))
         if lacking and several:

@@ -22,8 +22,7 @@ def is_text(data: Dataset) -> bool:
 def are_words(classes: Sequence[str]) -> bool:
     """Whether every class has a name that says something: it has two letters in a row."""
     return bool(classes) and all(
-        any(a.isalpha() and b.isalpha() for a, b in pairwise(name))
-        for name in classes
+        any(a.isalpha() and b.isalpha() for a, b in pairwise(name)) for name in classes
     )
 
 

@@ -20,19 +20,23 @@ through the halving. With v = a theta (1 - theta) and w = v / sum(v):
     dt/ds_j = -w_j,    dtheta_i/ds_j = v_i (delta_ij - w_j)                                (4)
 
 Both losses can draw `n_sampled` positives a step; the positives left out are neither numerator
-nor denominator. Scores are cosines over a temperature, 0.05 in the release.
+nor denominator. Scores are cosines over a temperature, 0.05 in the release. Where K scores a row
+are too many, `sampled` puts n drawn labels into the sum over N of (1), times K / n.
 
 Source: Gupta, Khatri, Rawat, Bhojanapalli, Jain, Dhillon, "Dual-Encoders for Extreme Multi-Label
 Classification", ICLR 2024, arXiv:2310.10636; released code nilesh2797/DEXML.
 Departures: labels are left out by minus infinity, not by the score -100; t is sought between
 -max s + c and -min s + c with c = logit(k / K) / a, which always holds it, where the release's
--max s - 10 / a does not once K exceeds 22,026 k.
+-max s - 10 / a does not once K exceeds 22,026 k; the release's runs with sampled negatives take
+them from the batch or a shortlist of hard ones, and do not scale the sum.
 Not found in the paper: its text beyond the abstract could not be read; that (1) is a mean over
 the positives, a = 2, k = 5 and one sampled positive are the release's.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,7 +106,7 @@ def _prepare(
 def _mean_over_positives(terms: Tensor, drawn: Tensor, n_rows: int) -> Tensor:
     """Sum over the rows of the mean of each row's terms, divided by `n_rows`."""
     rows = drawn.nonzero(as_tuple=True)[0]
-    return (terms / drawn.sum(dim=1)[rows]).sum() / n_rows
+    return (terms / rows.bincount(minlength=len(drawn))[rows]).sum() / n_rows
 
 
 class DecoupledSoftmaxLoss(nn.Module):
@@ -143,6 +147,32 @@ class DecoupledSoftmaxLoss(nn.Module):
         rows, columns = drawn.nonzero(as_tuple=True)
         terms = -F.logsigmoid(scores[rows, columns] - against[rows])  # (1)
         return _mean_over_positives(terms, drawn, len(drawn))
+
+    def sampled(
+        self, embeddings: Tensor, positives: Tensor, encode_labels: Callable[[Tensor], Tensor],
+        *, n_negatives: int,
+    ) -> Tensor:  # fmt: skip
+        """Equation (1) from the scores of the positives and of `n_negatives` labels, drawn evenly.
+
+        embeddings (B, D), positives (B, K) bool; `encode_labels` takes ids (n,), returns (n, D).
+        One draw serves the batch; a row's sum over negatives is right on average, so the loss, a
+        logarithm of it, is a little low on average, and exact for n_negatives = K.
+        """
+        k = positives.shape[1]
+        require(1 <= n_negatives <= k, "n_negatives", f"from 1 to {k}", n_negatives)
+        drawn = torch.randperm(k, generator=self.generator)[:n_negatives].to(positives.device)
+        limit = self.n_sampled
+        known = positives if limit is None else _draw(positives, limit, self.generator)
+        rows, columns = known.nonzero(as_tuple=True)
+        labels = encode_labels(torch.cat((drawn, columns)))
+        others, _, _ = _prepare(
+            embeddings @ labels[:n_negatives].T, positives[:, drawn], None, self.temperature
+        )
+        against = others.masked_fill(positives[:, drawn], -torch.inf).logsumexp(dim=1)
+        against = against + math.log(k / n_negatives)
+        own = (embeddings[rows] * labels[n_negatives:]).sum(dim=1) / self.temperature
+        terms = -F.logsigmoid(own.to(against.dtype) - against[rows])  # (1)
+        return _mean_over_positives(terms, known, len(known))
 
 
 class _SoftTopK(torch.autograd.Function):

@@ -28,7 +28,8 @@ def look(words, say):
         "files": os.listdir("/proc/self/fd"), "place": os.getcwd(),
     }
 def burst(words, say):
-    return {"len": len(bytearray(words["bytes"]))}
+    import numpy
+    return {"len": len(numpy.empty(words["bytes"], dtype="u1"))}  # of which nothing is used
 def chatter(words, say):
     print("not an answer", flush=True)
     os_write = __import__("os").write
@@ -97,7 +98,7 @@ def test_too_much_memory_is_killed(tmp_path) -> None:
     assert 5 <= seen[-1] < 40  # the watch stopped it, long before the kernel would have
 
 
-def test_the_kernel_refuses_a_burst_between_two_looks(tmp_path) -> None:
+def test_the_kernel_refuses_what_the_watch_cannot_see(tmp_path) -> None:
     with pytest.raises(process.BrokenLimitError, match="of memory"):
         odd(tmp_path, "burst", 60.0, 300_000_000, words={"bytes": 8 << 30})
 

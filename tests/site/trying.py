@@ -19,7 +19,11 @@ def settings_in(folder) -> Settings:
 
 
 def client(settings, host: str = "127.0.0.1", base: str = "http://127.0.0.1:8000"):
-    return TestClient(make_app(settings), base_url=base, client=(host, 5), follow_redirects=False)
+    made = TestClient(
+        make_app(settings), base_url=base, client=(host, 5), follow_redirects=False,
+        headers={"accept": "text/html"},
+    )  # fmt: skip
+    return made
 
 
 def table(name: str = "kind", n: int = 40) -> bytes:

@@ -29,6 +29,7 @@ DOCS = Path(__file__).resolve().parent
 NOTE = "<!-- Written by docs/build.py; change the source and run `make docs`. -->\n\n"
 COSTS = {"S": "under 30 s", "M": "under 3 min", "L": "under 15 min"}
 DASH = "–"
+VERDICTS = ("holds", "undecided", "does not hold at this scale")  # in the order of the tables
 
 
 def pages() -> dict[str, str]:
@@ -82,7 +83,38 @@ def family_page(family: str) -> str:
     """A family: its docstring, then each of its methods."""
     own = [card for card in cards().values() if card.family == family]
     doc = ast.get_docstring(parsed(PACKAGE / family / "__init__.py")) or ""
-    return "\n\n".join([f"# {family}", prose(doc), *map(method_section, own)])
+    return "\n\n".join([f"# {family}", prose(doc), choice(own), *map(method_section, own)])
+
+
+def choice(own: list[Card]) -> str:
+    """When to use which: the headline of each method's evidence, what holds first."""
+    lines: list[tuple[int, list[str]]] = []
+    for card in own:
+        link = f"[{card.slug}](#{card.slug})"
+        row = next((r for r in evidence(card.slug) if r["headline"]), None)
+        cells = ["not measured yet", *[DASH] * 4] if row is None else [
+            f"**{row['verdict']}**", where(row), f"{arrowed(row)} {difference(row)}",
+            f"`{row['baseline_name']}`", took(row),
+        ]  # fmt: skip
+        place = len(VERDICTS) if row is None else VERDICTS.index(row["verdict"])
+        lines.append((place, [link, *cells]))
+    heads = ("method", "verdict", "on", "difference [95 % interval]", "against", "took")
+    return f"""## When to use which
+
+By what was measured here, not by what the papers say: a claim that holds on data like yours is the
+first to try, and `etude compare FILE` decides. A line is a claim's headline, what holds first.
+
+{table(heads, (line for _, line in sorted(lines, key=lambda pair: pair[0])))}"""
+
+
+def where(row: dict[str, Any]) -> str:
+    """The data and the setting of a measurement."""
+    return inline(" ".join(filter(None, (str(row["data"]), str(row.get("setting", ""))))))
+
+
+def took(row: dict[str, Any]) -> str:
+    """The time that all seeds of the claim's experiment took."""
+    return f"{row['seconds']:,.0f} s, {row['seeds']} seeds" if "seconds" in row else DASH
 
 
 def parsed(path: Path) -> ast.Module:
@@ -127,10 +159,9 @@ def measured(card: Card) -> str:
         return f"Not measured yet: `etude verify {card.slug}` does."
     lines = []
     for row in rows:
-        where = " ".join(filter(None, (str(row["data"]), str(row.get("setting", "")))))
         mark = "**" if row["headline"] else ""
         lines.append([
-            f"{mark}{inline(where)}{mark}", arrowed(row), figure(row["ours_mean"]),
+            f"{mark}{where(row)}{mark}", arrowed(row), figure(row["ours_mean"]),
             f"{figure(row['baseline_mean'])} `{row['baseline_name']}`", difference(row),
             str(row.get("seeds", DASH)), row["verdict"],
         ])  # fmt: skip
@@ -145,9 +176,9 @@ def arrowed(row: dict[str, Any]) -> str:
 
 def against(row: dict[str, Any]) -> str:
     """Both means, the baseline's name and the data."""
-    where = f"`{row['baseline_name']}`, {inline(row['data'])}"
+    named = f"`{row['baseline_name']}`, {where(row)}"
     ours, theirs = figure(row["ours_mean"]), figure(row["baseline_mean"])
-    return f"{arrowed(row)} {ours} against {theirs} ({where})"
+    return f"{arrowed(row)} {ours} against {theirs} ({named})"
 
 
 def figure(value: float) -> str:

@@ -46,6 +46,16 @@ def test_off_by_default(settings, quick) -> None:
     assert not uploads_of(settings).exists()
 
 
+def test_a_kept_page_is_not_reused_when_trials_are_switched_on(settings, quick) -> None:
+    path = f"/papers/{PAPER}/try"
+    with client(replace(settings, allow_trials=False)) as site:
+        kept = {"if-none-match": site.get(path).headers["etag"]}
+        assert site.get(path, headers=kept).status_code == 304
+    with client(settings) as site:
+        answer = site.get(path, headers=kept)
+        assert (answer.status_code, 'name="seeds"' in answer.text) == (200, True)
+
+
 @pytest.mark.parametrize(
     ("host", "base", "more"),
     [

@@ -14,7 +14,7 @@ __all__ = ["stamp_of"]
 
 
 def stamp_of(site: Site) -> object:
-    """The store's last change, the votes, the ends of imports and the ledger's last runs.
+    """The store's last change, the votes, the ends of imports, the ledger's last runs, the offer.
 
     Raises:
         EtudeError: the papers' database cannot be used.
@@ -24,7 +24,9 @@ def stamp_of(site: Site) -> object:
     with votes(site).database.begin() as connection:
         voted = tuple(connection.execute(count).one())
     making = index.progress(site) is not None
-    return site.store.changed(), voted, ends, making, _ledger(site)
+    known = site.settings  # a site that is started anew may offer trials, or no longer
+    offered = known.allow_trials, bool(known.token), known.trial_s, known.upload_bytes
+    return site.store.changed(), voted, ends, making, _ledger(site), offered
 
 
 def _ledger(site: Site) -> object:

@@ -159,7 +159,7 @@ def _run(
                 flush()
             else:
                 batch.append(item)
-                if len(batch) == CHUNK:
+                if len(batch) == 2 * CHUNK:  # marks, where there are any, come sooner
                     flush()
         flush()
     except EtudeError as error:

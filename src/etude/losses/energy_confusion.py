@@ -227,13 +227,13 @@ class ECAMLLoss(nn.Module):
         self.register_buffer("class_means", torch.zeros(n_classes, out_dim))
 
     def embed(self, embeddings: Tensor) -> Tensor:
-        """h (B, dim) -> e (B, out_dim) of (3)."""
-        e: Tensor = self.layer(embeddings)
+        """h (B, dim) -> e (B, out_dim) of (3), in the precision of W."""
+        e: Tensor = self.layer(embeddings.to(self.layer.weight.dtype))
         return e
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """h (B, dim), labels (B,) int64 -> scalar (2)."""
-        e = self.embed(embeddings)
+        """h (B, dim), labels (B,) int64 -> scalar (2); a batch of one class is not confused."""
+        e = self.embed(_wide(embeddings, labels))
         if self.training:
             self._follow(e.detach(), labels)
         loss: Tensor = self.base(e, labels)

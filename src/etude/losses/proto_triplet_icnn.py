@@ -69,10 +69,13 @@ EPS = 1e-6  # inside the square root, as in the authors' file: no NaN at distanc
 TINY = 1e-7
 
 
-def _check(embeddings: Tensor, labels: Tensor) -> None:
+def _checked(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """The embeddings; half precision, whose squares and EPS do not fit, raised to float32."""
     require(embeddings.ndim == 2, "embeddings", "(B, D)", embeddings)
     one_each = labels.shape == embeddings.shape[:1]
     require(one_each, "labels", "(B,), one a row of embeddings", labels)
+    half = embeddings.dtype in (torch.float16, torch.bfloat16)
+    return embeddings.float() if half else embeddings
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
@@ -108,8 +111,11 @@ class ProtoTripletLoss(nn.Module):
         self.margin, self.n_shot = margin, n_shot
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """embeddings (B, D), labels (B,) -> scalar, mean over the queries."""
-        _check(embeddings, labels)
+        """embeddings (B, D), labels (B,) -> scalar, mean over the queries.
+
+        float16 and bfloat16 are computed, and answered, in float32.
+        """
+        embeddings = _checked(embeddings, labels)
         d, target = _episode(embeddings, labels, self.n_shot)
         if len(d) == 0 or d.shape[1] < 2:
             return embeddings.sum() * 0
@@ -123,11 +129,13 @@ def icnn_score(
 ) -> Tensor:
     """(2) to (5): embeddings (N, D), labels (N,) -> scalar in [0, 1], 1 for separated classes.
 
+    One class alone is separated. float16 and bfloat16 are computed, and answered, in float32.
+
     Args:
         k: neighbors that count. n_neighbors: m, among which another class is looked for;
             None: the mean number of rows of a class.
     """
-    _check(embeddings, labels)
+    embeddings = _checked(embeddings, labels)
     N = len(embeddings)
     m = round(N / len(labels.unique())) if n_neighbors is None else n_neighbors
     m = min(max(m, k), N - 1)

@@ -35,8 +35,8 @@ __all__ = ["measure"]
 
 N_TRAIN, N_TUNING = 60, 38  # characters; the rest are tested
 CHANNELS, OUT_DIM = 32, 64
-N_EPOCHS, JOINT, PATIENCE = 24, 20, 3
-RATES = (1e-3, 3e-3)
+N_EPOCHS, JOINT, PATIENCE = 24, 19, 2
+RATES = (3e-3, 1e-2)
 FIXED = {"one_learner": 1, "two_learners": 2, "four_learners": 4}
 
 

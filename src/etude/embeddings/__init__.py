@@ -3,6 +3,11 @@
 Objectives are torch modules on (B, D) embeddings; searches take numpy arrays.
 """
 
+from etude.embeddings.constrained_clustering_pq import (
+    ConstrainedPQ,
+    RepCONCTrainer,
+    ivf_pq_search,
+)
 from etude.embeddings.matryoshka_representation import (
     MatryoshkaHead,
     MatryoshkaLoss,
@@ -12,10 +17,13 @@ from etude.embeddings.matryoshka_representation import (
 from etude.embeddings.mbat_json import OrthogonalMBAT, encode_json
 
 __all__ = [
+    "ConstrainedPQ",
     "MatryoshkaHead",
     "MatryoshkaLoss",
     "OrthogonalMBAT",
+    "RepCONCTrainer",
     "adaptive_retrieval",
     "encode_json",
     "funnel_retrieval",
+    "ivf_pq_search",
 ]

@@ -1,0 +1,299 @@
+r"""RepCONC: product-quantized document codes learned with the ranking, every code used equally.
+
+Codes that are trained for ranking alone collapse: a few centroids attract all documents and the
+bytes carry little. So the assignment in training is a clustering under a constraint, every
+centroid gets the same mass, solved a batch at a time and for each of the M parts alone:
+
+    d_ik = ||(R x_i)_m - c_mk||^2                                                         (1)
+    d'   = (d - middle) / (half range of d + 1e-5), so that d' lies in [-1, 1]            (2)
+    Q    = argmin_Q sum_ik Q_ik d'_ik - eps H(Q),  rows sum to 1, columns to B / K        (3)
+           by Sinkhorn's rounds on exp(-d' / eps), float64, samples last
+    code of part m = argmax_k Q_ik;  x' = the concatenated centroids of the codes         (4)
+    loss = CE(<R q, x'> / temperature) + mse_weight mean_i ||x'_i - R x_i||^2             (5)
+
+R is the rotation of the OPQ from which the centroids c start, and stays fixed; q is never
+quantized. No gradient passes through (3); the gradient of the ranking with respect to x' goes to
+the centroids of the codes and, unchanged, to the document's own vector (straight through). The
+cross-entropy is over all documents of the batch and hard negatives; further copies of a document
+are masked out. Outside of training a document gets its nearest centroids, without the
+constraint. A second stage keeps those codes and trains query encoder and centroids only.    (6)
+
+Source: Zhan, Mao, Liu, Guo, Zhang, Ma, "Learning Discrete Representations via Constrained
+Clustering for Effective and Efficient Dense Retrieval", WSDM 2022, arXiv:2110.05789; released
+code at 64f3f8a. OPQ: Ge, He, Ke, Sun, "Optimized Product Quantization", CVPR 2013.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from etude.core import Card, require
+
+__all__ = ["ConstrainedPQ", "RepCONCTrainer", "ivf_pq_search"]
+
+CARD = Card(
+    slug="constrained_clustering_pq",
+    family="embeddings",
+    title="Learning Discrete Representations via Constrained Clustering for Effective and "
+    "Efficient Dense Retrieval",
+    year=2022,
+    arxiv="2110.05789",
+    move="Assign documents to product codes so that every code is used equally, while encoder and "
+    "codebooks are trained for ranking.",
+    task="experiment",
+    claim="With 8 codes a document, training with the constraint ranks the wanted document among "
+    "the first ten more often than the same training with nearest centroids.",
+    baseline="nearest_codes",
+    metric="recall_at_10",
+    better="higher",
+    published="",
+    fidelity="full",
+    cost="M",
+    data=("two_towers",),
+    code="jingtaozhan/RepCONC",
+    departs=(
+        "k-means of the start draws its first centroids from the data; a centroid that loses all "
+        "its vectors is put beside the one with the most.",
+        "A query row has one known positive; ivf_pq_search clusters the quantized vectors, where "
+        "the release calls a library.",
+    ),
+    example={"dim": 8, "n_parts": 2, "n_codes": 4},
+)
+
+
+class ConstrainedPQ(nn.Module):
+    """Codes of M parts with K centroids each, behind a rotation; (1) to (4).
+
+    Args:
+        dim: width D, a multiple of `n_parts`.
+        n_parts: parts M; a code of at most 256 centroids takes M bytes.
+        n_codes: centroids K a part; a batch should hold at least 8 vectors a centroid.
+        eps: of (3); small, or the plan is soft and its argmax unbalanced.
+        n_steps: Sinkhorn rounds.
+
+    Raises:
+        EtudeError: dim no multiple of n_parts, or a number out of its range.
+    """
+
+    def __init__(
+        self, dim: int, *, n_parts: int = 8, n_codes: int = 256, eps: float = 0.003,
+        n_steps: int = 100,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        require(n_parts >= 1 and dim >= 1, "n_parts", "at least 1", n_parts)
+        require(dim % n_parts == 0, "dim", f"a multiple of n_parts = {n_parts}", dim)
+        require(2 <= n_codes <= 65536, "n_codes", "in 2..65536", n_codes)
+        require(0 < eps < float("inf"), "eps", "positive", eps)
+        require(n_steps >= 1, "n_steps", "at least 1", n_steps)
+        self.dim, self.n_parts, self.n_codes = dim, n_parts, n_codes
+        self.eps, self.n_steps = eps, n_steps
+        self.register_buffer("rotation", torch.eye(dim))
+        shape, generator = (n_parts, n_codes, dim // n_parts), torch.Generator().manual_seed(0)
+        self.centroids = nn.Parameter(torch.randn(shape, generator=generator))
+
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor, *, n_rounds: int = 20, seed: int = 0) -> None:
+        """Set rotation and centroids to OPQ's of (N, D) `vectors`; 0 rounds give plain PQ.
+
+        A round is one k-means step and the best rotation for its codes (Procrustes); 10 k-means
+        steps precede and follow.
+        """
+        require(len(vectors) >= self.n_codes, "vectors", f"at least {self.n_codes}", vectors)
+        generator = torch.Generator().manual_seed(seed)
+        x = vectors.detach().to(self.centroids.dtype)
+        self.rotation.copy_(torch.eye(self.dim))
+        rows = torch.randperm(len(x), generator=generator)[: self.n_codes]
+        self.centroids.copy_(self._parts(x[rows]))
+        self._cluster(x, 10)
+        for _ in range(n_rounds):
+            quantized = self.decode(self._cluster(x @ self.rotation.T, 1))
+            u, _, v = torch.linalg.svd(quantized.T @ x)
+            self.rotation.copy_(u @ v)
+        self._cluster(x @ self.rotation.T, 10)
+
+    def rotate(self, vectors: Tensor) -> Tensor:
+        """(B, D) R x of queries or documents."""
+        return vectors @ self.rotation.T
+
+    @torch.no_grad()
+    def assign(self, rotated: Tensor, *, balanced: bool = False) -> Tensor:
+        """(B, D) rotated vectors -> (B, M) int64 codes: nearest, or `balanced` by (3)."""
+        distances = self._distances(rotated)
+        if balanced:
+            return self.plan(distances).argmax(dim=-1).T  # (4)
+        return distances.argmin(dim=-1).T
+
+    def plan(self, distances: Tensor) -> Tensor:
+        """(M, B, K) distances -> (M, B, K) float64 plan Q of (3), its rows summing to 1."""
+        d = distances.double()
+        high, low = d.amax((1, 2), keepdim=True), d.amin((1, 2), keepdim=True)
+        middle = (high + low) / 2
+        q = torch.exp(-(d - middle) / (high - middle + 1e-5) / self.eps)  # (2)
+        n_vectors = q.shape[1]
+        for _ in range(self.n_steps):
+            q = q / q.sum(dim=1, keepdim=True) * (n_vectors / self.n_codes)
+            q = q / q.sum(dim=2, keepdim=True)
+        return q
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, M) codes -> (B, D) quantized vectors, in the rotated space."""
+        return self.centroids[torch.arange(self.n_parts), codes].flatten(1)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(B, D) documents -> (B, D) quantized by (1) to (4), gradients straight through."""
+        rotated = self.rotate(vectors)
+        return self.straight_through(rotated, self.assign(rotated, balanced=True))
+
+    def straight_through(self, rotated: Tensor, codes: Tensor) -> Tensor:
+        """Value and gradient of the decoded codes, the same gradient for `rotated`."""
+        return self.decode(codes) + rotated - rotated.detach()
+
+    def _parts(self, vectors: Tensor) -> Tensor:
+        return vectors.unflatten(1, (self.n_parts, -1)).transpose(0, 1)
+
+    def _distances(self, rotated: Tensor) -> Tensor:
+        return torch.cdist(self._parts(rotated), self.centroids) ** 2  # (1)
+
+    def _cluster(self, rotated: Tensor, n_rounds: int) -> Tensor:
+        """Lloyd's steps in every part; the codes of the last centroids."""
+        for _ in range(n_rounds):
+            codes = self.assign(rotated)
+            parts = self._parts(rotated)
+            for m in range(self.n_parts):
+                counts = torch.bincount(codes[:, m], minlength=self.n_codes)
+                sums = torch.zeros_like(self.centroids[m]).index_add_(0, codes[:, m], parts[m])
+                means = sums / counts.clamp(min=1)[:, None]
+                fullest = means[counts.argmax()]
+                means[counts == 0] = fullest * (1 + 1e-4)
+                self.centroids[m].copy_(means)
+        return self.assign(rotated)
+
+
+class RepCONCTrainer:
+    """Train encoders and quantizer by (5), then queries and centroids alone by (6).
+
+    Args:
+        quantizer: initialized on the documents' vectors.
+        query_encoder, document_encoder: modules to (B, D); may be one and the same.
+        lr, centroid_lr: learning rates of encoders and centroids (AdamW).
+        mse_weight: of (5).
+        temperature: of (5).
+        balanced: with False codes are the nearest centroids, to see what the constraint does.
+        seed: draws the batches.
+    """
+
+    def __init__(
+        self, quantizer: ConstrainedPQ, query_encoder: nn.Module, document_encoder: nn.Module, *,
+        lr: float = 1e-4, centroid_lr: float = 5e-4, mse_weight: float = 1e-4,
+        temperature: float = 1.0, balanced: bool = True, batch_size: int = 1024, seed: int = 0,
+    ) -> None:  # fmt: skip
+        for name, value in (("lr", lr), ("centroid_lr", centroid_lr), ("temperature", temperature)):
+            require(value > 0, name, "positive", value)
+        require(batch_size >= 2, "batch_size", "at least 2", batch_size)
+        require(mse_weight >= 0, "mse_weight", "at least 0", mse_weight)
+        self.quantizer, self.balanced = quantizer, balanced
+        self.query_encoder, self.document_encoder = query_encoder, document_encoder
+        self.lr, self.centroid_lr, self.mse_weight = lr, centroid_lr, mse_weight
+        self.temperature, self.batch_size, self.seed = temperature, batch_size, seed
+
+    def fit(
+        self, queries: Tensor, documents: Tensor, positive: Tensor, *, n_steps: int,
+        negatives: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Stage 1, (5).
+
+        Args:
+            queries, documents: what the encoders read, first axis B and N.
+            positive: (B,) row in `documents` that each query wants.
+            negatives: (B, H) rows of hard negatives, of which a batch draws one a query.
+        """
+
+        def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
+            rotated = self.quantizer.rotate(self.document_encoder(documents[rows]))
+            codes = self.quantizer.assign(rotated, balanced=self.balanced)
+            error = (self.quantizer.decode(codes) - rotated).square().sum(dim=1).mean()
+            return self.quantizer.straight_through(rotated, codes), self.mse_weight * error
+
+        encoders = [self.query_encoder, self.document_encoder]
+        self._train(encoders, queries, positive, negatives, quantize, n_steps)
+
+    def fit_queries(
+        self, queries: Tensor, documents: Tensor, positive: Tensor, *, n_steps: int,
+        negatives: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Stage 2, (6); returns the fixed (N, M) nearest codes of all documents."""
+        with torch.no_grad():
+            codes = self.quantizer.assign(self.quantizer.rotate(self.document_encoder(documents)))
+
+        def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
+            return self.quantizer.decode(codes[rows]), torch.zeros(())
+
+        self._train([self.query_encoder], queries, positive, negatives, quantize, n_steps)
+        return codes
+
+    def _train(
+        self, encoders: list[nn.Module], queries: Tensor, positive: Tensor,
+        negatives: Tensor | None, quantize: Callable[[Tensor], tuple[Tensor, Tensor]], n_steps: int,
+    ) -> None:  # fmt: skip
+        require(len(queries) == len(positive), "positive", f"({len(queries)},)", positive)
+        unique = list(dict.fromkeys(p for module in encoders for p in module.parameters()))
+        groups = [
+            {"params": unique, "lr": self.lr},
+            {"params": [self.quantizer.centroids], "lr": self.centroid_lr},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(n_steps):
+            rows = torch.randperm(len(queries), generator=generator)[: self.batch_size]
+            columns = positive[rows]
+            if negatives is not None:
+                drawn = torch.randint(negatives.shape[1], (len(rows),), generator=generator)
+                columns = torch.cat([columns, negatives[rows, drawn]])
+            quantized, penalty = quantize(columns)
+            scores = self.quantizer.rotate(self.query_encoder(queries[rows])) @ quantized.T
+            # the same document in another column is no negative, and counts once as one
+            same = columns[: len(rows), None] == columns[None, :]
+            first = (columns[:, None] == columns[None, :]).int().argmax(dim=1)
+            mask = (same | (first != torch.arange(len(columns)))) & ~torch.eye(
+                len(rows), len(columns), dtype=torch.bool
+            )
+            logits = (scores / self.temperature).masked_fill(mask, float("-inf"))
+            loss = F.cross_entropy(logits, torch.arange(len(rows))) + penalty  # (5)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+@torch.no_grad()
+def ivf_pq_search(
+    quantizer: ConstrainedPQ, codes: Tensor, queries: Tensor, *, k: int = 10, n_lists: int = 1,
+    n_probes: int = 1, seed: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """((B, k) scores, (B, k) ids) of the best inner products <R q, x'>, from codes alone.
+
+    The decoded documents are clustered into `n_lists` anew at each call and the `n_probes`
+    nearest lists of a query are read; one list reads all. B * N scores in memory.
+
+    Args:
+        codes: (N, M) of ``quantizer.assign``. queries: (B, D) encoded, not rotated.
+    """
+    require(1 <= k <= len(codes), "k", f"in 1..{len(codes)}", k)
+    require(1 <= n_probes <= n_lists <= len(codes), "n_probes", "in 1..n_lists", n_probes)
+    rotated = quantizer.rotate(queries)
+    tables = quantizer._parts(rotated) @ quantizer.centroids.transpose(1, 2)  # (M, B, K)
+    scores = torch.zeros(len(queries), len(codes), dtype=rotated.dtype)
+    for m in range(quantizer.n_parts):
+        scores += tables[m][:, codes[:, m]]
+    if n_lists > 1:
+        lists = ConstrainedPQ(quantizer.dim, n_parts=1, n_codes=n_lists).to(rotated.dtype)
+        lists.initialize(quantizer.decode(codes), n_rounds=0, seed=seed)
+        member = lists.assign(quantizer.decode(codes))[:, 0]
+        probed = (rotated @ lists.centroids[0].T).topk(n_probes, dim=1).indices
+        hidden = (member[None, :, None] != probed[:, None, :]).all(dim=2)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    found = scores.topk(k, dim=1)
+    return found.values, found.indices

@@ -164,6 +164,4 @@ def _recall(
 def _bits(codes: Tensor) -> float:
     counts = torch.stack([torch.bincount(part, minlength=N_CODES) for part in codes.T])
     share = counts / counts.sum(dim=1, keepdim=True)
-    return float(
-        -torch.special.xlogy(share, share).sum(dim=1).mean() / torch.log(torch.tensor(2.0))
-    )
+    return float(-torch.special.xlogy(share, share).sum(dim=1).mean()) / math.log(2)

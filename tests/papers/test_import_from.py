@@ -200,11 +200,11 @@ def test_a_killed_import_of_a_snapshot_goes_on_where_it_was(url, tmp_path) -> No
 
 def test_memory_does_not_grow_with_a_snapshot(tmp_path) -> None:
     path = tmp_path / "arxiv.json"
-    snapshot(path, 5_000, 3_000)
+    snapshot(path, 2_500, 3_000)
     command = [sys.executable, "-c", IMPORTER, str(tmp_path / "p.sqlite"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     *_, said, peak = done.stdout.splitlines()
-    assert said == "done 5000 0"
+    assert said == "done 2500 0"
     if peak == "unknown":
         pytest.skip("no /proc here tells the memory of a process")
     assert int(peak) < 100 * 1024  # kB

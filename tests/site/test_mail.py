@@ -25,7 +25,7 @@ READER = Reader(1, "k" * 24, "ada@example.org", "daily", "", "confirmed", "2026-
 HOSTILE = [
     "x\r\nBcc: everyone@example.org", "x\nX-Evil: 1", "x\r\n\r\n<script>alert(1)</script>",
     "x\u2028Bcc: a@b.example", "x\x00y", "\x1b]0;owned\x07", "=?utf-8?q?x=0D=0ABcc:_a?=",
-    "é" * 400, "a" * 900, "\u202eevil", "{{ 7*7 }}", "<img src=x onerror=alert(1)>", " .\r\n.\r\n",
+    "é" * 400, "a" * 900, "\u202eevil", "{{ 7777*7777 }}", "<img src=x onerror=alert(1)>", " .\r\n.\r\n",
 ]  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_no_text_adds_a_header_or_a_tag(site, text) -> None:
         html = read.get_body(("html",)).get_content()
         assert "<script" not in html
         assert "<img" not in html
-        assert "49" not in html
+        assert "60481729" not in html
         assert "\x1b" not in html + read.get_body(("plain",)).get_content() + read["Subject"]
         for line in message.as_bytes().split(b"\r\n"):
             assert len(line) < 998
@@ -171,7 +171,7 @@ def test_addresses_have_one_form(given, expected) -> None:
      "a@" + "b" * 250 + ".example", "a@b.example>", "=?utf-8?q?x=0D=0ABcc:_a?=@b.example"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(given) -> None:
-    with pytest.raises(EtudeError, match="the address cannot be used"):
+    with pytest.raises(EtudeError, match="the address must be like"):
         mail_address(given)
 
 

@@ -69,10 +69,10 @@ def mail_address(given: str) -> str:
         )
     except EmailNotValidError as error:
         said = " ".join(str(error).split())
-        raise EtudeError(f"the address cannot be used: {said}") from None
+        raise EtudeError(f"the address must be like ada@example.org: {said}") from None
     address = str(found.ascii_email or found.normalized)
     if address != plain(address):
-        raise EtudeError("the address cannot be used: it holds what headers have another use for")
+        raise EtudeError("the address must be like ada@example.org, without '=?'")
     return address
 
 

@@ -36,7 +36,7 @@ from etude.site.state import Site
 __all__ = ["Report", "dry_run", "send"]
 
 LEASE_S = 180.0  # longer than the three commands that come before the text may take
-PAUSE_S = 600.0  # before a confirmation that was put off is tried again
+PAUSE_S = 60.0  # before a confirmation that was put off is tried again
 GIVE_UP_S = 5 * 86_400  # how long a mail is tried that the server puts off, as mail servers do
 MOST_BREAKS = 2  # of the connection one after the other, then the round ends
 Tell = Callable[[int, int], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -80,7 +81,7 @@ def whole(site: Site, entry: Entry) -> Facts:
     known = method_facts(entry.slug) if entry.slug else None
     return paper_facts([entry], votes)[0] | {
         "similar": paper_facts(near, votes),
-        "bibtex": bibtex(entry),
+        "bibtex": bibtex(replace(entry, abstract="")),
         "known": known,
         "trials": trials_of(site, entry.slug) if known and known["runnable"] else [],
     }

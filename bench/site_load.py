@@ -1,0 +1,171 @@
+"""Readers of the site at once: does every answer come, and how soon?
+
+    python bench/site_load.py [--quick] [--readers N] [--seconds S] [--database URL] [--json FILE]
+
+A site with the catalogue and two weeks of made papers runs in one process; the readers run in
+another one and share two cores with it. A reader opens a connection, reads the newest day, a few
+papers of it, searches, reads a feed, asks again with the tags it has, and votes now and then, so
+that pages are made anew; between two pages it thinks for as long as given (a reader who never
+pauses is a program). Exit status 1 where an answer failed or the 95th percentile is above
+300 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx2
+
+LIMIT_MS = 300.0
+WORDS = ("retrieval", "long tail", "attention", "calibration", "graph", "ti:loss", "embedding")
+FIXED = ("/", "/papers/trending", "/methods", "/papers", "/feeds/latest.atom", "/index.json")
+
+
+def fill(database: str) -> None:
+    """Give the store two weeks of papers, 30 a day."""
+    from datetime import date, timedelta
+
+    from etude.papers.entry import Entry
+    from etude.papers.store import Store
+
+    rng = random.Random(0)
+    nouns = ("network", "model", "transformer", "loss", "index", "graph", "vector", "head")
+    store = Store(database)
+    first = date(2026, 11, 22)
+    store.add(
+        Entry(
+            title=f"{rng.choice(nouns).title()} {i}-{j} for {rng.choice(nouns)} and {k}",
+            abstract=" ".join(rng.choice(nouns) for _ in range(60)),
+            authors=tuple(f"Author {rng.randrange(999)}" for _ in range(5)),
+            date=(first - timedelta(days=i)).isoformat(), votes=rng.randrange(90),
+            categories=("cs.LG",),
+        )
+        for i in range(14)
+        for j, k in ((n, rng.randrange(10**6)) for n in range(30))
+    )  # fmt: skip
+    store.close()
+
+
+async def reader(number: int, base: str, until: float, think: float, seen: list, errors: Counter):
+    """One reader: what it reads goes to `seen` as (milliseconds, kind)."""
+    rng, tags = random.Random(number), {}
+    papers: list[str] = []
+    await asyncio.sleep(rng.random() * min(think, 2.0))
+    async with httpx2.AsyncClient(base_url=base, timeout=30) as client:
+        while time.monotonic() < until:
+            draw = rng.random()
+            path = rng.choice(FIXED)
+            if draw < 0.35 and papers:
+                path = rng.choice(papers)
+            elif draw < 0.45:
+                path = f"/papers?q={rng.choice(WORDS)}"
+            begin = time.perf_counter()
+            try:
+                if draw > 0.99 and papers:
+                    answer = await client.post(rng.choice(papers) + "/vote")
+                    good, kind = answer.status_code in (200, 303, 429), "vote"
+                else:
+                    known = {"if-none-match": tags[path]} if path in tags else {}
+                    answer = await client.get(path, headers=known)
+                    good, kind = answer.status_code in (200, 304), str(answer.status_code)
+                if not good:
+                    errors[f"{path}: {answer.status_code}"] += 1
+                seen.append((1000 * (time.perf_counter() - begin), kind))
+                if answer.status_code == 200 and "etag" in answer.headers:
+                    tags[path] = answer.headers["etag"]
+                if path == "/" and answer.status_code == 200:
+                    papers = re.findall(r'<h2><a href="(/papers/[^"]+)"', answer.text)
+            except httpx2.HTTPError as error:
+                errors[f"{path}: {type(error).__name__}"] += 1
+            await asyncio.sleep(think * rng.uniform(0.5, 1.5))
+
+
+async def read(base: str, readers: int, seconds: float, think: float) -> tuple[list, Counter]:
+    """All readers at once."""
+    seen: list[tuple[float, str]] = []
+    errors: Counter[str] = Counter()
+    until = time.monotonic() + seconds
+    async with asyncio.TaskGroup() as group:
+        for number in range(readers):
+            group.create_task(reader(number, base, until, think, seen, errors))
+    return seen, errors
+
+
+def start(database: str, folder: Path) -> tuple[subprocess.Popen, str]:
+    """The site in a process of its own, ready to answer searches."""
+    command = [
+        sys.executable, "-m", "etude", "site", "--port", "0", "--no-open", "--database",
+        database, "--ledger", str(folder / "ledger.sqlite"), "--folder", str(folder),
+    ]  # fmt: skip
+    site = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert site.stdout is not None
+    base = re.search(r"http://\S+", site.stdout.readline())
+    if base is None:
+        raise SystemExit("the site did not start")
+    while httpx2.get(base[0] + "/papers.json?q=graph", timeout=600).status_code == 503:
+        time.sleep(1)
+    return site, base[0]
+
+
+def memory(pid: int) -> float:
+    """Resident memory of a process in MB."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1000
+
+
+def main() -> int:
+    """Run, print, judge."""
+    ask = argparse.ArgumentParser()
+    ask.add_argument("--quick", action="store_true", help="5 seconds")
+    ask.add_argument("--readers", type=int, default=200)
+    ask.add_argument("--seconds", type=float, default=60)
+    ask.add_argument("--think", type=float, default=1.0, help="seconds between two pages")
+    ask.add_argument("--database", help="an empty one; by default SQLite in a new folder")
+    ask.add_argument("--json", type=Path)
+    options = ask.parse_args()
+    seconds = 5 if options.quick else options.seconds
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        database = options.database or str(folder / "papers.sqlite")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        fill(database)
+        site, base = start(database, folder)
+        try:
+            seen, errors = asyncio.run(read(base, options.readers, seconds, options.think))
+            resident = memory(site.pid)
+        finally:
+            site.send_signal(signal.SIGINT)
+            site.wait(30)
+    times = sorted(ms for ms, _ in seen)
+    place = {
+        q: round(times[min(len(times) - 1, int(q * len(times)))], 1) for q in (0.5, 0.95, 0.99)
+    }
+    found = {
+        "readers": options.readers, "seconds": seconds, "think_s": options.think,
+        "answers": len(times), "per_second": round(len(times) / seconds, 1),
+        "errors": sum(errors.values()), "median_ms": place[0.5], "p95_ms": place[0.95],
+        "p99_ms": place[0.99], "longest_ms": round(times[-1], 1), "resident_mb": round(resident),
+        "kinds": dict(Counter(kind for _, kind in seen)),
+    }  # fmt: skip
+    print(json.dumps(found, indent=1))
+    for error, n in errors.most_common(10):
+        print(f"{n} x {error}")
+    if options.json:
+        options.json.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return int(bool(errors) or place[0.95] > LIMIT_MS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -130,7 +130,8 @@ class GrassmannHead(nn.Module):
         projection = x @ self.bases.transpose(0, 1).reshape(D, K * k)
         squares = projection.reshape(*x.shape[:-1], K, k).square().sum(dim=-1)
         # The root has no gradient at 0, where the logit is 0: there it is taken of 1 instead.
-        length = torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)
+        # "Not 0" and not "above 0", which would turn what is not a number into 0.
+        length = torch.where(squares != 0, squares, 1.0).sqrt() * (squares != 0)
         logits: Tensor = self.scale * length  # (1)
         return logits
 

@@ -138,7 +138,7 @@ def energy_distance(x: Tensor, y: Tensor, *, exponent: float = 1.0) -> Tensor:
 
     def mean(a: Tensor, b: Tensor) -> Tensor:
         squared = (a[:, None] - b).square().sum(dim=2)
-        positive = squared > 0  # the root of 0 has no gradient
+        positive = squared != 0  # the root of 0 has no gradient; NaN stays
         return torch.where(positive, squared.where(positive, 1.0) ** (exponent / 2), 0.0).mean()
 
     return 2 * mean(x, y) - mean(x, x) - mean(y, y)

@@ -1,11 +1,13 @@
 r"""Fusion of a ranking by words and one by meaning, with feedback of the best documents.
 
 Let U be the best `depth` documents by words and the best `depth` by meaning. BM25 scores w and
-inner products v of the same documents are moved to 0..1 over U and mixed,
+inner products v of the same documents are taken relative to the best of U and mixed,
 
-    s = (1 - a) unit(w) + a unit(v).                                        (1)
+    s = (1 - a) w / max w + a v / max v.                                    (1)
 
-Scores say how far apart two documents are, which reciprocal ranks throw away. The best F
+Scores say how far apart two documents are, which reciprocal ranks throw away. Nothing is moved to
+0 at the lower end: where all vectors are about as near, as for a name that the encoder does not
+know, they hardly count, and the words decide. The best F
 documents by (1) then say in which words the need is usually put (pseudo-relevance feedback): with
 p(t | d) the share of the term t in the telling words of d,
 
@@ -53,15 +55,15 @@ def fused(words: np.ndarray, meaning: np.ndarray, share: float) -> np.ndarray:
     """Equation (1): (N,) from BM25 scores and inner products, NaN where there is no vector."""
     known = ~np.isnan(meaning)
     if not known.any():
-        return unit(words)
+        return relative(words)
     filled = np.where(known, meaning, meaning[known].min())
-    return (1 - share) * unit(words) + share * unit(filled)
+    return (1 - share) * relative(words) + share * relative(filled)
 
 
-def unit(values: np.ndarray) -> np.ndarray:
-    """Values moved to 0..1; 0 where all are equal."""
-    low, high = float(values.min()), float(values.max())
-    scaled: np.ndarray = (values - low) / max(high - low, 1e-9)
+def relative(values: np.ndarray) -> np.ndarray:
+    """Values as shares of the best one; where none is positive, the distance to the best."""
+    best = float(values.max())
+    scaled: np.ndarray = values / best if best > 0 else values - best
     return scaled
 
 

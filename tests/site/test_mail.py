@@ -25,7 +25,8 @@ READER = Reader(1, "k" * 24, "ada@example.org", "daily", "", "confirmed", "2026-
 HOSTILE = [
     "x\r\nBcc: everyone@example.org", "x\nX-Evil: 1", "x\r\n\r\n<script>alert(1)</script>",
     "x\u2028Bcc: a@b.example", "x\x00y", "\x1b]0;owned\x07", "=?utf-8?q?x=0D=0ABcc:_a?=",
-    "é" * 400, "a" * 900, "\u202eevil", "{{ 7777*7777 }}", "<img src=x onerror=alert(1)>", " .\r\n.\r\n",
+    "é" * 400, "a" * 900, "\u202eevil", "{{ 7777*7777 }}", "<img src=x onerror=alert(1)>",
+    " .\r\n.\r\n",
 ]  # fmt: skip
 
 
@@ -175,12 +176,12 @@ def test_what_is_no_address_is_refused(given) -> None:
         mail_address(given)
 
 
-def deliver(smtp, message=None, mail_from="digest@etude.example"):
+def deliver(smtp, message=None, mail_from="digest@etude.example", ready=lambda: True):
     settings = Settings(smtp=smtp, mail_from=mail_from, base_url="https://etude.example")
 
     async def run():
         async with Courier(settings) as courier:
-            return message and await courier.deliver(message)
+            return message and await courier.deliver(message, ready)
 
     return asyncio.run(run())
 
@@ -200,6 +201,13 @@ def test_a_refused_address_is_told_apart(site, inbox, answer, forever) -> None:
     refusal = deliver(f"smtp://127.0.0.1:{inbox.port}", digest(site, entries("A")))
     assert (refusal.forever, refusal.address) == (forever, True)
     assert answer in refusal.reason
+
+
+def test_a_mail_that_another_took_is_called_off_before_its_text(site, inbox) -> None:
+    server, message = f"smtp://127.0.0.1:{inbox.port}", digest(site, entries("A"))
+    refusal = deliver(server, message, ready=lambda: False)
+    assert (refusal.forever, refusal.address) == (False, False)
+    assert inbox.mails == []
 
 
 def test_a_server_that_breaks_off_is_no_refusal(site, inbox) -> None:

@@ -1,4 +1,4 @@
-"""RepCONC on two towers over latent topics, with 8 codes of 6 bits a document.
+"""RepCONC on two towers over latent topics, with 4 codes of 6 bits a document.
 
 A document is a point z of 200 topics in 32 latent dimensions; its features are a random linear
 map of z with noise, a query's are another map of another noisy look at the same z. Both towers
@@ -31,7 +31,7 @@ from etude.tasks.base import Pair
 
 __all__ = ["measure"]
 
-DIM, LATENT, N_TOPICS, N_PARTS, N_CODES = 64, 32, 200, 8, 64
+DIM, LATENT, N_TOPICS, N_PARTS, N_CODES = 64, 32, 200, 4, 64
 N_DOCUMENTS, N_HELD = 6000, 1000
 WARM_UP, STAGE_1, STAGE_2, BATCH = 150, 50, 30, 512
 RATES = (1e-3, 3e-4, 3e-3)

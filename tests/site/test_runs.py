@@ -46,7 +46,7 @@ def test_a_trial_from_the_form_to_the_report(settings) -> None:
         assert (done["state"], done["message"], done["target"]) == ("finished", "", HOSTILE)
         assert done["result"]["seeds"] == [0, 1]
         whole = site.get(page).text
-        assert HOSTILE not in whole
+        assert "<img" not in whole
         assert "&lt;img src=x" in whole
         assert "baseline" in whole
         assert "http-equiv" not in whole
@@ -56,14 +56,14 @@ def test_a_trial_from_the_form_to_the_report(settings) -> None:
         policy = report.headers["content-security-policy"]
         assert "sandbox" in policy
         assert "script" not in policy.replace("default-src 'none'", "")
-        assert HOSTILE not in report.text
+        assert "<img" not in report.text
         assert str(settings.folder) not in report.text + whole + str(done)
         rows = site.get(f"{page}/rows.csv")
         assert rows.headers["content-disposition"].startswith("attachment")
         assert len(rows.text.splitlines()) > 8
         listed = site.get("/runs").text
         assert page in listed
-        assert HOSTILE not in listed
+        assert "<img" not in listed
         site.cookies.clear()
         assert page not in site.get("/runs").text
         assert site.get(page).status_code == 200  # who has the link may look

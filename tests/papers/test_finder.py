@@ -14,6 +14,7 @@ from etude.papers import finder as module
 from etude.papers.catalogue import papers
 from etude.papers.entry import Entry
 from etude.papers.finder import Finder
+from etude.papers.search.folder import locked
 from etude.papers.store import Store
 from etude.papers.vectors import text_of
 
@@ -100,6 +101,17 @@ def test_an_imported_paper_is_found_at_once_and_merging_keeps_its_vector(
     assert seen[encoded:] == ["toads"]  # the query, not the paper
     store.add([replace(FROGS, abstract="Toads, newts and salamanders too.")])
     assert finder.search("salamanders", 1).entries[0].id == "2611.00001"
+
+
+@pytest.mark.usefixtures("seen")
+def test_a_search_does_not_wait_for_who_writes(store: Store, tmp_path: Path) -> None:
+    finder = Finder(store, tmp_path / "index")
+    finder.sync()
+    with locked(tmp_path / "index"):  # as an import does for as long as it encodes
+        store.add([FROGS])
+        assert finder.search("toads au:kermit").entries == []
+        assert finder.search("matryoshka", 1).entries
+    assert finder.search("toads", 1).entries[0].id == "2611.00001"
 
 
 @pytest.mark.usefixtures("seen")

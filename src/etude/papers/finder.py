@@ -21,6 +21,7 @@ from etude.core import EtudeError, cards, require
 from etude.papers.catalogue import Paper, papers
 from etude.papers.entry import Entry
 from etude.papers.search import Document, Index
+from etude.papers.search.folder import is_busy
 from etude.papers.store import Store
 from etude.papers.vectors import text_of, vectors
 
@@ -111,13 +112,23 @@ class Finder:
         return [entry for piece in pieces for entry in self.store.many(piece)]
 
     def _fresh(self) -> Index:
-        """The index after everything that was stored."""
+        """The index after everything that was stored.
+
+        While another thread or process is busy encoding new papers nobody waits for it: the
+        answer is then that of the index before them.
+        """
         index = self._index
-        if index is None or index.state.get("changed", 0) < self.store.changed():
+        if index is None:
             self.sync()
-            index = self._open()
-        elif index.refresh():
-            return self._fresh()
+            return self._open()
+        index.refresh()
+        behind = index.state.get("changed", 0) != self.store.changed()
+        if behind and not is_busy(self.folder) and self._lock.acquire(blocking=False):
+            try:
+                self.sync()
+                index = self._open()
+            finally:
+                self._lock.release()
         return index
 
     def _open(self) -> Index:

@@ -22,8 +22,10 @@ import numpy as np
 
 from etude.core import EtudeError
 
-__all__ = ["Manifest", "locked", "read_array", "read_manifest", "stamp", "sweep", "write_array",
-           "write_manifest"]  # fmt: skip
+__all__ = [
+    "Manifest", "is_busy", "locked", "read_array", "read_manifest", "stamp", "sweep",
+    "write_array", "write_manifest",
+]  # fmt: skip
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -40,6 +42,18 @@ def locked(folder: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise EtudeError(f"the index {folder} cannot be written: {error.strerror}") from None
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether another process, or another index of this one, is writing to the folder."""
+    try:
+        with (folder / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def stamp(folder: Path) -> tuple[int, int, int] | None:

@@ -184,12 +184,19 @@ class Index:
             return len(numbers)
 
     def refresh(self) -> bool:
-        """Read what other processes wrote to the folder; whether there was anything."""
-        with self._lock:
-            if self.path is None or disk.stamp(self.path) == self._stamp:
-                return False
+        """Read what other processes wrote to the folder; whether there was anything.
+
+        Never waits: while another thread writes to this index, nothing is read.
+        """
+        if self.path is None or disk.stamp(self.path) == self._stamp:
+            return False
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
             self._read()
-            return True
+        finally:
+            self._lock.release()
+        return True
 
     def _add(self, segment: Segment, replaced: np.ndarray) -> None:
         if len(replaced):

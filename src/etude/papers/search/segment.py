@@ -25,7 +25,7 @@ import numpy as np
 from etude.papers.search.codes import encode_bits
 from etude.papers.search.document import Document
 from etude.papers.search.kernels import make_postings
-from etude.papers.search.words import EMPTY, names, stem, stems, term
+from etude.papers.search.words import EMPTY, names, split, stem, term
 
 __all__ = ["FIELDS", "Segment", "join", "make_segment"]
 
@@ -115,10 +115,10 @@ def make_segment(documents: Iterable[Document], vectors: np.ndarray, has: np.nda
     spelled: dict[str, int] = {}
     for document in documents:
         for text in (document.title, document.text):
-            for word in stems(text):
+            for word in split(text):
                 place = spelled.get(word)
                 if place is None:
-                    place = spelled[word] = known.setdefault(term(word), len(known))
+                    place = spelled[word] = known.setdefault(term(stem(word)), len(known))
                 tokens.append(place)
             offsets.append(len(tokens))
         for author in document.authors:

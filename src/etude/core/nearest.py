@@ -24,7 +24,16 @@ import numpy as np
 
 from etude.core.errors import require
 
-__all__ = ["Exact", "alike", "as_vectors", "best", "in_threads", "inner_products", "shortlist"]
+__all__ = [
+    "Exact",
+    "alike",
+    "as_vectors",
+    "best",
+    "highest",
+    "in_threads",
+    "inner_products",
+    "shortlist",
+]
 
 WORK_BYTES = 16 * 2**20  # of the block of scores, whatever the number of vectors and queries
 FEW = 3  # so many queries are faster one by one than by a matrix product
@@ -85,6 +94,16 @@ def best(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.nd
     """The k highest of scores (M,) with their ids, best first, equal scores by lowest id."""
     order = np.lexsort((ids, -scores))[:k]
     return ids[order], scores[order]
+
+
+def highest(scores: np.ndarray, n: int) -> np.ndarray:
+    """Ascending positions of the n highest of scores (M,), of equal ones the first; all if few."""
+    if n >= len(scores):
+        return np.arange(len(scores))
+    bar = np.partition(scores, len(scores) - n)[len(scores) - n]
+    above = np.flatnonzero(scores > bar)
+    equal = np.flatnonzero(scores == bar)[: n - len(above)]
+    return np.sort(np.concatenate([above, equal]))
 
 
 class Exact:
@@ -220,7 +239,5 @@ def shortlist(
         scores = np.empty(len(rows), dtype=np.float32)
         scan.table_scores_at(codes, rows, table, scores)
     scores *= factors[rows]
-    if len(rows) > n_kept:
-        kept = np.sort(np.argpartition(-scores, n_kept - 1)[:n_kept])
-        rows, scores = rows[kept], scores[kept]
-    return rows, scores
+    kept = highest(scores, n_kept)
+    return rows[kept], scores[kept]

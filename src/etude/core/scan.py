@@ -15,7 +15,10 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ["dots", "dots_at", "near_codes", "raise_best", "table_scores", "table_scores_at"]
+__all__ = [
+    "dots", "dots_at", "near_codes", "raise_best", "small_dots", "small_dots_at", "table_scores",
+    "table_scores_at",
+]  # fmt: skip
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
@@ -164,3 +167,24 @@ def table_scores_at(
         for p in range(codes.shape[1]):
             total += table[p, codes[rows[n], p]]
         out[n] = total
+
+
+@_compiled
+def small_dots(codes: np.ndarray, query: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = <codes[i], query>; codes (N, D) int8, query (D,) int8, out int32."""
+    for i in range(codes.shape[0]):
+        total = np.int32(0)
+        for d in range(codes.shape[1]):
+            total += np.int32(codes[i, d]) * np.int32(query[d])
+        out[i] = total
+
+
+@_compiled
+def small_dots_at(codes: np.ndarray, rows: np.ndarray, query: np.ndarray, out: np.ndarray) -> None:
+    """out[n] += <codes[rows[n]], query>."""
+    for n in range(rows.shape[0]):
+        i = rows[n]
+        total = np.int32(0)
+        for d in range(codes.shape[1]):
+            total += np.int32(codes[i, d]) * np.int32(query[d])
+        out[n] += total

@@ -7,7 +7,7 @@ one document of its own: 4,000 for training, 500 for validation, 1,500 for the t
 queries and documents are networks of one hidden layer and 32 outputs.
 
 Stage 1. A dense encoder is trained with random negatives; OPQ is fitted to its document vectors
-(8 bytes each, 8 parts of 256 rows; 4 and 16 as further settings). "bidr" trains encoder, and
+(8 bytes each, 8 parts of 256 rows; 4 as a further setting). "bidr" trains encoder, and
 codebook from that OPQ, by the loss of the paper; "opq" trains the encoder for as many further
 steps by the same loss without the quantized term and fits OPQ anew; "cold_start" is "bidr" from
 a random codebook. Three learning rates an arm, chosen by validation recall. Measured: the share
@@ -44,7 +44,7 @@ N_TRAIN, N_VALIDATION, N_TEST = 4000, 500, 1500
 BATCH, N_STEPS, N_CANDIDATES, TOP = 64, 500, 100, 10
 N_SAMPLE = 5000  # documents that OPQ is fitted to
 LEARNING_RATES = (1e-3, 3e-4, 3e-3)
-SIZES = (8, 4, 16)  # bytes a document, the headline's first
+SIZES = (8, 4)  # bytes a document, the headline's first
 CODE_WEIGHT = 0.3
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 

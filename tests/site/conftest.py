@@ -1,13 +1,11 @@
 """Shared set-up of the site's tests: an empty database of one's own, SQLite or PostgreSQL."""
 
 import os
-import re
-import socket
 import uuid
-from email import message_from_bytes, policy
 
 import pytest
 from aiosmtpd.controller import Controller
+from postbox import Inbox, make_client
 
 SERVER = os.environ.get("ETUDE_TEST_POSTGRES", "")
 
@@ -38,64 +36,6 @@ def database(request, tmp_path):
         connection.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
-class Inbox:
-    """A mail server on loopback that keeps what it takes, and answers as it is told.
-
-    `answers` maps an address to what RCPT is answered, or to a list of answers that are used up;
-    `data` is what the text is answered, "" = taken; "drop" there breaks the connection off.
-    """
-
-    def __init__(self):
-        self.mails, self.senders = [], []
-        self.answers, self.data, self.sender = {}, "", ""
-        self.port = free_port()
-
-    async def handle_MAIL(self, server, session, envelope, address, options):  # noqa: N802
-        if self.sender:
-            return self.sender
-        envelope.mail_from = address
-        return "250 OK"
-
-    async def handle_RCPT(self, server, session, envelope, address, options):  # noqa: N802
-        answer = self.answers.get(address, "")
-        if isinstance(answer, list):
-            answer = answer.pop(0) if answer else ""
-        if answer:
-            return answer
-        envelope.rcpt_tos.append(address)
-        return "250 OK"
-
-    async def handle_DATA(self, server, session, envelope):  # noqa: N802
-        if self.data == "drop":
-            server.transport.abort()
-            return "421 gone"
-        if self.data:
-            return self.data
-        mail = message_from_bytes(envelope.content, policy=policy.default)
-        assert [mail["To"]] == envelope.rcpt_tos
-        self.senders.append(envelope.mail_from)
-        self.mails.append(mail)
-        return "250 OK"
-
-    @property
-    def to(self):
-        return sorted(str(mail["To"]) for mail in self.mails)
-
-    def text(self, number=-1):
-        return self.mails[number].get_body(("plain",)).get_content()
-
-    def link(self, word, number=-1):
-        """The path of the last mail's link that holds this word."""
-        found = re.search(rf"https://etude\.example(/{word}/\S+)", self.text(number))
-        return found[1]
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 @pytest.fixture
 def inbox():
     """A running mail server."""
@@ -121,3 +61,35 @@ def mailing_site(database, tmp_path, inbox):
     yield made
     readers_of(made).close()
     made.store.close()
+
+
+@pytest.fixture
+def app(database, tmp_path, inbox):
+    """The whole app with mail, on SQLite and on PostgreSQL."""
+    from etude.site.app import make_app
+    from etude.site.digest import readers_of
+    from etude.site.settings import Settings
+
+    settings = Settings(
+        database=database, folder=tmp_path / "site", base_url="https://etude.example",
+        smtp=f"smtp://127.0.0.1:{inbox.port}", mail_from="digest@etude.example",
+        ledger=str(tmp_path / "ledger.sqlite"),
+    )  # fmt: skip
+    made = make_app(settings)
+    yield made
+    readers_of(made.state.site).close()
+    made.state.site.store.close()
+
+
+@pytest.fixture
+def client(app):
+    """A browser without a past."""
+    return make_client(app)
+
+
+@pytest.fixture
+def readers(app):
+    """The app's readers."""
+    from etude.site.digest import readers_of
+
+    return readers_of(app.state.site)

@@ -69,7 +69,8 @@ def tensors(dim, n_classes, dtype):
         "documents": normal(12, 5, dim), "adjacency": ((edges + edges.T) > 0).astype(float),
         "layer_features": [normal(12, dim), normal(12, 3)],
         "indices": torch.arange(12), "query_bank": normal(5, n_classes),
-        "gallery_bank": normal(7, n_classes),
+        "gallery_bank": normal(7, n_classes), "anchors": normal(5, dim),
+        "ids": torch.arange(24).reshape(12, 2),
     }  # fmt: skip
 
 

@@ -204,6 +204,10 @@ def test_a_known_text_is_not_encoded_again() -> None:
     )
     assert seen == ["graph", "wing", "heat"]
     assert told == [(1, 2), (2, 2)]
+    index.extend([Document("b", "loss"), Document("a", "graph")])
+    assert seen[3:] == ["loss"]
+    both = fake(["loss", "graph"])
+    assert dict(index.similar("b", 2))["a"] == pytest.approx(float(both[0] @ both[1]), abs=2e-3)
 
 
 @pytest.mark.parametrize(

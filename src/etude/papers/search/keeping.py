@@ -90,4 +90,6 @@ def _placed(
     # Codes are read whole by every query: they are kept in memory, all else is mapped.
     segment = Segment(arrays | {"codes": np.array(arrays["codes"])})
     segment.home, segment.name, segment.files = path, name, files
+    maps = (getattr(arrays[n], "_mmap", None) for n in ("vectors", "tokens"))
+    segment.maps = tuple(m for m in maps if m is not None)
     return segment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -15,6 +16,9 @@ from etude.papers.search.snapshot import K1, Snapshot
 from etude.papers.search.words import term
 
 __all__ = ["nearest", "ranked"]
+
+RELEASE = 16  # searches between which mapped pages are kept
+SEARCHES = itertools.count(1)
 
 CANDIDATES = 2_000  # nearest by code, at least, whose vectors are read
 TITLE = np.float32(1.0)  # what a word's presence in the title adds to its occurrences
@@ -46,6 +50,8 @@ def ranked(
         best = union[np.argsort(-mixed, kind="stable")[: recipe.feedback]]
         again = words_at(now, expanded(now, query, best, recipe), union)
         mixed = fused(again, meaning, recipe.share)
+    if next(SEARCHES) % RELEASE == 0:
+        now.release()
     order = np.argsort(-mixed, kind="stable")[:k]
     return union[order], mixed[order]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ EMPTY_TERMS = np.sort(np.array([term(stem(word)) for word in EMPTY], np.uint64))
 class Segment:
     """Documents as arrays; see the module.
 
-    `home`, `name`, `files` and `dead` say where it is kept (``keeping``).
+    `maps`, `home`, `name`, `files` and `dead` say where it is kept (``keeping``).
     """
 
+    maps: tuple[mmap, ...] = ()  # of what a search reads here and there
     home: Path | None = None
     name: str = ""
     files: dict[str, list[Any]]

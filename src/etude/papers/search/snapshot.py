@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from mmap import MADV_DONTNEED
 from typing import TypeVar
 
 import numpy as np
@@ -100,6 +101,16 @@ class Snapshot:
                 found = np.empty((len(numbers), *values.shape[1:]), values.dtype)
             found[here] = values[rows[here]]
         return np.empty(0) if found is None else found
+
+    def release(self) -> None:
+        """Let go of the mapped pages of vectors and words; they stay in the system's cache.
+
+        Each document that is looked at maps its neighbors too: without this, a process that
+        answers many queries ends with all files in its memory.
+        """
+        for segment in self.segments:
+            for mapped in segment.maps:
+                mapped.madvise(MADV_DONTNEED)
 
     def ids(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of documents' numbers."""

@@ -15,15 +15,29 @@ from etude.embeddings.matryoshka_representation import (
     funnel_retrieval,
 )
 from etude.embeddings.mbat_json import OrthogonalMBAT, encode_json
+from etude.embeddings.relative_representation import RelativeProjection, anchor_select, stitch
+from etude.embeddings.unified_embedding import (
+    SeparateTables,
+    UnifiedEmbedding,
+    multiplexed_hash,
+    proportional_rows,
+)
 
 __all__ = [
     "ConstrainedPQ",
     "MatryoshkaHead",
     "MatryoshkaLoss",
     "OrthogonalMBAT",
+    "RelativeProjection",
     "RepCONCTrainer",
+    "SeparateTables",
+    "UnifiedEmbedding",
     "adaptive_retrieval",
+    "anchor_select",
     "encode_json",
     "funnel_retrieval",
     "ivf_pq_search",
+    "multiplexed_hash",
+    "proportional_rows",
+    "stitch",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -16,9 +15,6 @@ from etude.papers.search.snapshot import K1, Snapshot
 from etude.papers.search.words import term
 
 __all__ = ["nearest", "ranked"]
-
-RELEASE = 16  # searches between which mapped pages are kept
-SEARCHES = itertools.count(1)
 
 CANDIDATES = 2_000  # nearest by code, at least, whose vectors are read
 TITLE = np.float32(1.0)  # what a word's presence in the title adds to its occurrences
@@ -37,21 +33,27 @@ def ranked(
     if not query and vector is None:
         return _newest(now, masks, k)
     depth = max(recipe.depth, k)
-    numbers, scores = by_words(now, query, masks, depth)
+    numbers, scores, every = by_words(now, query, masks, depth)
     if vector is None:
         return numbers[:k], scores[:k]
-    near, _ = by_meaning(now, vector, masks, depth)
+    near, products = by_meaning(now, vector, masks, depth)
     union = np.union1d(numbers, near)
     if not len(union):
         return union, np.empty(0)
-    meaning = exact(now, vector, union)
-    mixed = fused(words_at(now, query, union), meaning, recipe.share)
+    meaning = np.empty(len(union), np.float32)
+    meaning[np.searchsorted(union, near)] = products
+    rest = np.isin(union, near, assume_unique=True, invert=True)
+    meaning[rest] = exact(now, vector, union[rest])
+    words = np.zeros(len(union), np.float32)
+    places, rows = now.split(union)
+    for place in np.unique(places):
+        words[places == place] = every[place][rows[places == place]]
+    mixed = fused(words, meaning, recipe.share)
     if recipe.feedback and query:
         best = union[np.argsort(-mixed, kind="stable")[: recipe.feedback]]
         again = words_at(now, expanded(now, query, best, recipe), union)
         mixed = fused(again, meaning, recipe.share)
-    if next(SEARCHES) % RELEASE == 0:
-        now.release()
+    now.release()
     order = np.argsort(-mixed, kind="stable")[:k]
     return union[order], mixed[order]
 
@@ -67,11 +69,11 @@ def weighed(now: Snapshot, query: dict[int, float]) -> dict[int, np.float32]:
 
 def by_words(
     now: Snapshot, query: dict[int, float], masks: list[np.ndarray], depth: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and scores of the best `depth` documents by BM25."""
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Numbers and scores of the best `depth` documents by BM25, and each segment's scores."""
     weights = weighed(now, query)
 
-    def work(place: int) -> tuple[np.ndarray, np.ndarray]:
+    def work(place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         segment = now.segments[place]
         scores = np.zeros(len(segment), np.float32)
         for number, weight in weights.items():
@@ -79,9 +81,11 @@ def by_words(
             if len(rows):
                 add_words(scores, rows, marks, now.norms[place], weight, TITLE, np.float32(K1))
         rows = best_rows(scores, masks[place], depth)
-        return rows + now.bases[place], scores[rows]
+        return rows + now.bases[place], scores[rows], scores
 
-    return _best(now.each(work), depth, -1)
+    found = now.each(work)
+    numbers, values = _best([(numbers, values) for numbers, values, _ in found], depth, -1)
+    return numbers, values, [scores for _, _, scores in found]
 
 
 def words_at(now: Snapshot, query: dict[int, float], numbers: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from etude.core import EtudeError
 from etude.lab import compare, try_method
 from etude.lab.ledger import Ledger
 from etude.lab.plan import Plan, configurations, make_plan
-from etude.lab.run import board_of, run_plan
+from etude.lab.run import board_of, keep, run_plan
 from etude.lab.score import best_knobs, margin_of
 from etude.tasks import arm_of, get_task
 from etude.tasks.base import Arm
@@ -195,6 +195,14 @@ def test_best_knobs_have_the_best_mean_over_seeds():
         if (row.method, row.split, row.metric) == ("logistic_regression", "validation", "accuracy"):
             means.setdefault(row.params["C"], []).append(row.value)
     assert np.mean(means[chosen["C"]]) == max(np.mean(values) for values in means.values())
+
+
+def test_one_seed_has_no_interval_and_can_be_kept(tmp_path):
+    board = try_method("naive_bayes_probe", "wine", seeds=1, tune=1)
+    keep(board.run.id, tmp_path / "kept", "naive_bayes_probe")
+    card = (tmp_path / "kept" / "card.md").read_text()
+    assert "interval: null" in card
+    assert "interval unknown from one seed" in card
 
 
 def test_a_budget_stops_training_by_the_clock():

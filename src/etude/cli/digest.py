@@ -12,9 +12,9 @@ def command() -> None:
     """Send the papers of the day and the week to those who subscribed.
 
     \b
-    Examples:
+    Example:
       etude digest send --dry-run mails
-      ETUDE_SMTP=smtp://localhost:25 etude digest send --base-url https://papers.example.org
+      etude digest send --base-url https://papers.example.org
     """
 
 

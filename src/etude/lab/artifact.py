@@ -276,7 +276,8 @@ def _card_text(card: Mapping[str, Any]) -> str:
     facts["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     front = "".join(f"{name}: {_json(value, 'card')}\n" for name, value in facts.items())
     source = f", arXiv:{card['arxiv']}" if card["arxiv"] else ""
-    gain = f"- difference to the baseline: {card['difference']}, interval {card['interval']}\n"
+    interval = card["interval"] or "unknown from one seed"
+    gain = f"- difference to the baseline: {card['difference']}, interval {interval}\n"
     return (
         f"---\n{front}---\n\n# {card['title']}\n\n"
         f"`{card['method']}`{source}, kept by etude {etude.__version__} for the task "

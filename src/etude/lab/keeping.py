@@ -60,7 +60,7 @@ def keep_winner(board: Board, book: Ledger, to: Path, method: str | None) -> dic
         "value": entry.value,
         "baseline": plan.baseline,
         "difference": verdict.difference if verdict else None,
-        "interval": [verdict.low, verdict.high] if verdict else None,
+        "interval": _finite([verdict.low, verdict.high]) if verdict else None,
         "verdict": verdict.label if verdict else "baseline",
         "seeds": plan.seeds,
         "knobs": knobs,
@@ -77,6 +77,11 @@ def keep_winner(board: Board, book: Ledger, to: Path, method: str | None) -> dic
         "method": entry.method, "folder": str(folder), "metric": plan.metric,
         "value": entry.value, "label": facts["verdict"], "bytes": predictor.n_bytes,
     }  # fmt: skip
+
+
+def _finite(interval: list[float]) -> list[float] | None:
+    """The interval, or None: one seed has no end to its interval, and JSON no infinity."""
+    return interval if np.isfinite(interval).all() else None
 
 
 def _entry(board: Board, method: str | None) -> Entry:

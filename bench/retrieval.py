@@ -222,8 +222,9 @@ def measure(rows: np.ndarray, queries: np.ndarray, n_threads: int, options) -> N
         Contender("faiss Flat", lambda q: flat.search(q, TOP)[1], seconds, size, 1.0),
         Contender("etude Exact", lambda q: exact.search(q, TOP)[0], 0.0, size, 1.0),
         ours(rows, n_threads, queries, true, 0.99),
-        refined(rows, queries, true, 0.99),
     ]
+    if n <= options.ivf:
+        found.append(refined(rows, queries, true, 0.99))
     if n <= options.graphs:
         found += graphs(rows, n_threads, queries, true, 0.99)
     race(found, queries, options.rounds, options.each)
@@ -252,6 +253,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--each", type=int, default=20, help="queries a round")
     parser.add_argument("--graphs", type=int, default=100_000, help="largest size for HNSW")
+    parser.add_argument("--ivf", type=int, default=1_000_000, help="largest size for IVF-PQ")
     parser.add_argument("--wordllama", type=Path, help="the wheel, for the funnel")
     parser.add_argument("--worst", action="store_true", help="independent Gaussians")
     options = parser.parse_args()

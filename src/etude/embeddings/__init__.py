@@ -16,6 +16,12 @@ from etude.embeddings.matryoshka_representation import (
 )
 from etude.embeddings.mbat_json import OrthogonalMBAT, encode_json
 from etude.embeddings.relative_representation import RelativeProjection, anchor_select, stitch
+from etude.embeddings.stationary_compatible import (
+    DSimplexClassifier,
+    HOCLoss,
+    average_compatibility,
+    compatibility_matrix,
+)
 from etude.embeddings.unified_embedding import (
     SeparateTables,
     UnifiedEmbedding,
@@ -25,6 +31,8 @@ from etude.embeddings.unified_embedding import (
 
 __all__ = [
     "ConstrainedPQ",
+    "DSimplexClassifier",
+    "HOCLoss",
     "MatryoshkaHead",
     "MatryoshkaLoss",
     "OrthogonalMBAT",
@@ -34,6 +42,8 @@ __all__ = [
     "UnifiedEmbedding",
     "adaptive_retrieval",
     "anchor_select",
+    "average_compatibility",
+    "compatibility_matrix",
     "encode_json",
     "funnel_retrieval",
     "ivf_pq_search",

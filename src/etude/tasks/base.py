@@ -32,7 +32,8 @@ class Dataset:
         y: (N,) int64 class ids, or None.
         classes: the K class names, by id; () without labels.
         image_shape: (C, H, W) where a row is an image, else None.
-        tokens: (N, T, D') float32 where each sample is a set of token vectors, else None.
+        tokens: (N, T, D') float32 where each sample is a set of token vectors; (N,) objects, each
+            (T, D') float32, where the sets differ in size; else None.
         labels: (N, L) bool where a row has any number of L labels; then `y` is None and
             `classes` are the names of the labels.
         class_distances: (K, K) distances between the classes where they were given, else None.
@@ -119,6 +120,7 @@ METRICS: dict[str, Metric] = {
         Metric("precision_at_1", "share", "higher", 0.005),
         Metric("precision_at_5", "share", "higher", 0.005),
         Metric("mean_average_precision", "share", "higher", 0.005),
+        Metric("micro_average_precision", "share", "higher", 0.005),
         Metric("normalized_mutual_information", "share", "higher", 0.005),
         Metric("macro_f1", "share", "higher", 0.005),
         Metric("micro_f1", "share", "higher", 0.005),
@@ -129,6 +131,7 @@ METRICS: dict[str, Metric] = {
         Metric("distance_correlation", "correlation", "higher", 0.02),
         Metric("hub_skewness", "skewness", "lower", 0.05),
         Metric("code_entropy", "bits", "higher", 0.02, relative=True),
+        Metric("average_compatibility", "share", "higher", 0.05),
         Metric("regret", "share", "lower", 0.005),
         Metric("candidates", "documents", "lower", 0.01, relative=True),
         Metric("queries_per_s", "1/s", "higher", 0.01, relative=True),

@@ -15,13 +15,32 @@ from etude.retrieval.dbnorm import (
     hub_skewness,
 )
 from etude.retrieval.hnsw_order_study import HNSW, local_intrinsic_dim, order_experiment
+from etude.retrieval.image_rag import Cues, ImageRAG, patchify
+from etude.retrieval.landmarks_v2_protocol import (
+    InstanceBenchmark,
+    LandmarkProtocol,
+    make_instance_benchmark,
+    mean_average_precision_at_k,
+    micro_average_precision,
+)
 from etude.retrieval.muvera import MuveraEncoder, chamfer, muvera_search
+from etude.retrieval.scaling_negatives_cir import (
+    StaticNegativeBank,
+    TwoStageCIRTrainer,
+    synthesize_triplets,
+)
 
 __all__ = [
     "BiGranularIndex",
     "ContrastiveProductQuantizer",
+    "Cues",
     "HNSW",
+    "ImageRAG",
+    "InstanceBenchmark",
+    "LandmarkProtocol",
     "MuveraEncoder",
+    "StaticNegativeBank",
+    "TwoStageCIRTrainer",
     "chamfer",
     "dual_dynamic_inverted_softmax",
     "dual_inverted_softmax",
@@ -29,6 +48,11 @@ __all__ = [
     "hub_skewness",
     "local_intrinsic_dim",
     "locality_centric_batches",
+    "make_instance_benchmark",
+    "mean_average_precision_at_k",
+    "micro_average_precision",
     "muvera_search",
     "order_experiment",
+    "patchify",
+    "synthesize_triplets",
 ]

@@ -166,7 +166,7 @@ def test_paths_that_are_not_data(tmp_path):
         ([1.0, np.inf, 3.0], "row 2, column 'a' must be a finite float32 number, got inf"),
         ([1.0, 2.0, np.nan], "row 3, column 'a' must have a value"),
         ([1.0, None, 3.0], "row 2, column 'a' must have a value"),
-        ([[1.0], [2.0], [3.0]], "column 'a' must hold numbers or words, got List"),
+        ([["u"], ["v"], ["w"]], r"column 'a' must hold vectors of numbers, got List"),
         ([b"x", b"y", b"z"], "column 'a' must hold numbers or words, got Binary"),
     ],
 )

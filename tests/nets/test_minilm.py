@@ -10,7 +10,7 @@ import pytest
 
 from etude.core import EtudeError
 from etude.nets import minilm
-from etude.nets.minilm import encode
+from etude.nets.minilm import encode, encode_tokens
 
 TEXTS = [
     "A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby.",
@@ -78,3 +78,18 @@ def test_refusals(monkeypatch, tmp_path):
     monkeypatch.setattr(minilm.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EtudeError, match=r'pip install "etude\[text\]"'):
         encode(["a"])
+
+
+def test_token_vectors_are_what_the_sentence_is_the_mean_of():
+    sets = encode_tokens(TEXTS, max_tokens=64)
+    assert [len(one) for one in sets][:3] == [6, 9, 7]
+    assert len(sets[5]) == 62  # cut, without the two marks
+    assert len(sets[4]) == 2  # an empty text has the marks alone
+    for one in sets:
+        np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
+    alone = encode_tokens(TEXTS[:1], batch_size=1)[0]
+    np.testing.assert_allclose(sets[0], alone, atol=2e-6)
+    # with the two marks and the lengths of the states the mean would be exact; nearly so without
+    mean = np.stack([one.mean(axis=0) for one in sets[:3]])
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    assert (np.sum(mean * encode(TEXTS[:3]), axis=1) > 0.97).all()

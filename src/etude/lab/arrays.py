@@ -16,6 +16,7 @@ from etude.core import EtudeError
 from etude.lab.columns import fill_array
 from etude.lab.kinds import read_labels
 from etude.lab.labels import labels_of_array
+from etude.lab.sets import cut_sets, mean_of_sets
 from etude.tasks.base import Dataset
 
 __all__ = ["read_npy", "read_npz"]
@@ -24,7 +25,7 @@ LARGEST = 4 << 30  # bytes of one array
 BOMB_BYTES = 256 << 20  # what grows beyond this size by more than BOMB_RATIO is not unpacked
 BOMB_RATIO = 200
 MOST_NAMES = 1000
-KEYS = ("x", "embeddings", "tokens", "y")
+KEYS = ("x", "embeddings", "tokens", "lengths", "y")
 
 
 def read_npy(path: Path, *, missing: str, need_labels: bool) -> Dataset:
@@ -48,6 +49,7 @@ def read_npz(path: Path, *, missing: str, need_labels: bool, forced: bool) -> Da
 
     A y of shape (N, L) is labels of 0 and 1, any number a row.
 
+    Sets of several sizes are tokens (sum of sizes, D) and lengths (N,), the sizes.
     Without x, the features are the mean over the tokens of each sample.
 
     Raises:
@@ -57,12 +59,15 @@ def read_npz(path: Path, *, missing: str, need_labels: bool, forced: bool) -> Da
     arrays = unpack(path)
     x = arrays.get("x", arrays.get("embeddings"))
     tokens, target = arrays.get("tokens"), arrays.get("y")
-    if tokens is not None and (tokens.ndim != 3 or tokens.dtype.kind not in "fiub"):
+    if tokens is not None and "lengths" in arrays:
+        tokens = sets_of(tokens, arrays["lengths"], path)
+        x = mean_of_sets(tokens) if x is None else x
+    elif tokens is not None and (tokens.ndim != 3 or tokens.dtype.kind not in "fiub"):
         raise EtudeError(
             f"{path}: tokens must be numbers of shape (N, T, D), got {tokens.shape} of "
             f"{tokens.dtype}"
         )
-    if tokens is not None:
+    if tokens is not None and tokens.dtype != object:
         tokens = np.asarray(tokens, dtype=np.float32)
         if not np.isfinite(tokens).all():
             row = int(np.argwhere(~np.isfinite(tokens))[0][0])
@@ -87,6 +92,26 @@ def read_npz(path: Path, *, missing: str, need_labels: bool, forced: bool) -> Da
         return replace(data, labels=several, schema={**data.schema, "target": "y"})
     y, classes = (None, None) if target is None else labels(target, path, forced)
     return finish(path, x, y, classes, tokens, missing)
+
+
+def sets_of(tokens: np.ndarray, lengths: np.ndarray, path: Path) -> np.ndarray:
+    """Sets of several sizes, from all their tokens in a row."""
+    good = tokens.ndim == 2 and tokens.dtype.kind in "fiub" and 0 not in tokens.shape
+    if not good or lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise EtudeError(
+            f"{path}: with lengths (N,) of integers, tokens must be numbers of shape "
+            f"(sum of lengths, D), got {tokens.shape} and {lengths.shape} of {lengths.dtype}"
+        )
+    if len(lengths) == 0 or lengths.min() < 1 or int(lengths.sum()) != len(tokens):
+        raise EtudeError(
+            f"{path}: lengths must be positive and sum to the {len(tokens)} tokens, they sum to "
+            f"{int(lengths.sum())}"
+        )
+    tokens = tokens.astype(np.float32)
+    if not np.isfinite(tokens).all():
+        row = int(np.argwhere(~np.isfinite(tokens))[0][0])
+        raise EtudeError(f"{path}: tokens must be finite float32 numbers, token {row + 1} is not")
+    return cut_sets(tokens, lengths.astype(np.int64))
 
 
 def labels(target: np.ndarray, path: Path, forced: bool) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -20,6 +20,7 @@ from etude.lab.columns import MISSING, Table, read_table
 from etude.lab.images import read_images
 from etude.lab.labels import label_columns, take_labels
 from etude.lab.rows import encode_rows
+from etude.lab.sets import has_vectors, read_vectors, set_bytes, text_sets
 from etude.lab.shelf import SUFFIXES, data_folder, find_data, list_datasets
 from etude.lab.tables import read_csv, read_parquet
 from etude.tasks.base import Dataset
@@ -41,6 +42,7 @@ def load_dataset(
     need_labels: bool = True,
     limit: int | None = None,
     image_size: int | None = None,
+    token_sets: bool = False,
 ) -> Dataset:
     """Read and check a data set.
 
@@ -57,6 +59,7 @@ def load_dataset(
             `target` names one.
         limit: keep the first `limit` rows of a fixed permutation.
         image_size: width and height of the images of a folder.
+        token_sets: read a table's text as sets of token vectors, and leave its numbers out.
 
     Raises:
         EtudeError: the source cannot be read, or its content breaks a rule.
@@ -70,7 +73,7 @@ def load_dataset(
     digest = ""
     if isinstance(found, Table):
         digest = text_hash(found) if found.has_text else ""
-        found = Dataset(
+        found = text_sets(found, Path(source).stem) if token_sets and found.has_text else Dataset(
             name=Path(source).stem, x=found.encode(), y=found.y, classes=found.classes,
             labels=found.labels, schema=found.schema,
         )  # fmt: skip
@@ -100,6 +103,10 @@ def open_source(
     suffix = path.suffix.lower()
     if image_size is not None and not path.is_dir():
         raise EtudeError(f"{path}: image_size is for folders of images, this is a file")
+    if suffix == ".parquet" and path.is_file() and has_vectors(path, kinds):
+        return read_vectors(
+            path, target=target, kinds=kinds, missing=missing, need_labels=need_labels
+        )
     if suffix in (".csv", ".tsv", ".parquet") and not path.is_dir():
         frame = read_parquet(path) if suffix == ".parquet" else read_csv(path)
         several = label_columns(frame.columns, target, kinds, str(path))
@@ -197,6 +204,9 @@ def content_hash(data: Dataset) -> str:
             digest.update(b"none;")
             continue
         digest.update(f"{array.dtype.str}{array.shape};".encode())
+        if array.dtype == object:
+            digest.update(set_bytes(array))
+            continue
         digest.update(np.ascontiguousarray(array).data)
     if data.labels is not None:
         digest.update(f"labels{data.labels.shape};".encode() + data.labels.tobytes())
@@ -217,6 +227,14 @@ def text_hash(table: Table) -> str:
     if table.labels is not None:
         digest.update(table.labels.tobytes())
     return digest.hexdigest()
+
+
+def shape_of(tokens: np.ndarray) -> list[int | str]:
+    """(N, T, D), with the range of T where the sets differ in size."""
+    if tokens.dtype != object:
+        return list(tokens.shape)
+    sizes = [len(one) for one in tokens]
+    return [len(tokens), f"{min(sizes)}-{max(sizes)}", tokens[0].shape[1]]
 
 
 def describe(
@@ -254,7 +272,7 @@ def describe(
     else:
         n_rows, n_features = found.x.shape
         image_shape = found.image_shape and list(found.image_shape)
-        tokens = None if found.tokens is None else list(found.tokens.shape)
+        tokens = None if found.tokens is None else shape_of(found.tokens)
         digest = content_hash(found)
     return {
         "source": str(source), "format": schema["format"], "rows": n_rows, "features": n_features,

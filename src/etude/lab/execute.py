@@ -74,7 +74,7 @@ def _start_worker(plan: Plan, ledger: str | None, known: list[Row], threads: int
     import torch
 
     torch.set_num_threads(threads)
-    data = open_data(plan.source, plan.reading, need_labels=plan.task != "search")
+    data = open_data(plan.source, plan.reading, task=plan.task)
     _worker.update(plan=plan, data=data, book=Ledger(ledger), known=known)
 
 

@@ -27,7 +27,7 @@ def data_of(board: Board) -> Dataset:
         EtudeError: it is gone, or its content is not what the run measured.
     """
     plan = Plan.of(board.run.spec)
-    data = open_data(plan.source, plan.reading, need_labels=plan.task != "search")
+    data = open_data(plan.source, plan.reading, task=plan.task)
     if data.hash != plan.data_hash:
         raise EtudeError(
             f"{plan.source} has changed since run {board.run.id} "

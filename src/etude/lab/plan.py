@@ -17,7 +17,7 @@ from etude.core import EtudeError, require
 from etude.lab.classes import with_class_facts
 from etude.lab.data import load_dataset
 from etude.lab.row import fingerprint
-from etude.tasks import arm_of, arms, get_task, metrics_of, task_of
+from etude.tasks import arm_of, arms, get_task, metrics_of, notes_of, task_of
 from etude.tasks.base import METRICS, Arm, Dataset, Split
 from etude.tasks.settings import written
 
@@ -25,6 +25,7 @@ __all__ = ["Plan", "configurations", "make_plan", "open_data"]
 
 MOST_SEEDS, MOST_CONFIGURATIONS = 1000, 100
 CLASS_FILES = ("labels_metric", "descriptions")
+UNLABELED = ("search", "encode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class Plan:
     settings: tuple[str, ...] = ()
     version: str = __version__
     skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -64,7 +66,7 @@ class Plan:
         so that the same command with more of them measures only the new ones.
         """
         facts = self.spec()
-        for name in ("source", "skipped", "data", "seeds"):
+        for name in ("source", "skipped", "data", "seeds", "notes"):
             facts.pop(name)
         # Files of class facts count by their content too: it is in the data's hash.
         reading = {k: v for k, v in self.reading.items() if k not in CLASS_FILES}
@@ -76,13 +78,14 @@ class Plan:
     def spec(self) -> dict[str, Any]:
         """JSON values, the `spec` of the ledger's run."""
         facts = {**asdict(self), "methods": list(self.methods), "settings": list(self.settings)}
+        facts["notes"] = list(self.notes)
         return {"kind": "trial", **facts}
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Plan:
         """The plan whose ``spec()`` this is."""
         facts = {k: v for k, v in spec.items() if k != "kind"}
-        lists = {name: tuple(facts.get(name, ())) for name in ("methods", "settings")}
+        lists = {name: tuple(facts.get(name, ())) for name in ("methods", "settings", "notes")}
         return cls(**{**facts, **lists})
 
 
@@ -128,7 +131,7 @@ def make_plan(
     reading: dict[str, Any] = {"target": target, "kinds": dict(kinds or {}), "missing": missing}
     files = {"labels_metric": labels_metric, "descriptions": descriptions}
     reading |= {name: path for name, path in files.items() if path is not None}
-    data = open_data(str(source), reading, need_labels=chosen.name != "search")
+    data = open_data(str(source), reading, task=chosen.name)
     known = metrics_of(chosen, data)
     measure = metric or known[0]
     require(measure in known, "metric", f"one of {', '.join(known)}", measure)
@@ -152,16 +155,16 @@ def make_plan(
         reading=reading, n_rows=len(data.x), overlap=_overlap(split, len(data.x), words),
         methods=tuple(meeting), baseline=baseline, metric=measure,
         better=METRICS[measure].better, margin=margin, seeds=seeds, tune=tune,
-        budget_s=budget_s, settings=words, skipped=skipped,
+        budget_s=budget_s, settings=words, skipped=skipped, notes=notes_of(chosen, data),
     )  # fmt: skip
     return plan, data
 
 
-def open_data(source: str, reading: Mapping[str, Any], *, need_labels: bool = True) -> Dataset:
-    """The data of a plan, read with its options."""
+def open_data(source: str, reading: Mapping[str, Any], *, task: str) -> Dataset:
+    """The data of a plan, read with its options; what a search reads need not have labels."""
     data = load_dataset(
         source, target=reading["target"], kinds=reading["kinds"], missing=reading["missing"],
-        need_labels=need_labels,
+        need_labels=task not in UNLABELED, token_sets=task == "search",
     )  # fmt: skip
     return with_class_facts(data, reading.get("labels_metric"), reading.get("descriptions"))
 

@@ -230,6 +230,7 @@ def notes(board: Board) -> list[str]:
             said.append(f"{name}: {len(entry.failures)} failure(s), the first: {first_reason}")
         if status_of(entry, board) == "undecided" and entry.verdict is not None:
             said.append(f"{name}: {_seeds(entry.verdict)}")
+    said += board.run.spec.get("notes", ())
     said += [f"{name_of(n)} not tried: {printable(why, 120)}" for n, why in board.skipped.items()]
     return said
 

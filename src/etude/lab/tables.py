@@ -248,8 +248,10 @@ def refuse_long(path: Path, line: int) -> NoReturn:
     )
 
 
-def read_parquet(path: Path) -> pl.DataFrame:
+def read_parquet(path: Path, nested: str | None = None) -> pl.DataFrame:
     """The columns as numbers or strings (truth values as the words "false" and "true").
+
+    `nested` names the one column of lists that is read, and left as it is; others are left out.
 
     Raises:
         EtudeError: it is not a Parquet file, or a column is neither numbers nor words.
@@ -258,6 +260,9 @@ def read_parquet(path: Path) -> pl.DataFrame:
         raise EtudeError(f"{path} is empty; it needs columns and rows")
     try:
         schema = pl.read_parquet_schema(path)
+        if nested is not None:
+            lists = (pl.List, pl.Array)
+            schema = {n: d for n, d in schema.items() if n == nested or not isinstance(d, lists)}
         n_rows = int(pl.scan_parquet(path).select(pl.len()).collect().item())
         if n_rows * len(schema) > MOST_CELLS:
             raise EtudeError(
@@ -266,12 +271,12 @@ def read_parquet(path: Path) -> pl.DataFrame:
             )
         for name, dtype in schema.items():
             words = dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean)
-            if not (dtype.is_numeric() or words or dtype == pl.Null):
+            if name != nested and not (dtype.is_numeric() or words or dtype == pl.Null):
                 raise EtudeError(
                     f"{path}: column {name!r} must hold numbers or words, got {dtype}; "
                     "convert it or leave it out"
                 )
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, columns=list(schema))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
         raise EtudeError(f"{path}: not readable as Parquet ({reason}); write it anew") from None
@@ -280,5 +285,6 @@ def read_parquet(path: Path) -> pl.DataFrame:
     casts = [
         pl.col(name).cast(pl.Float64 if dtype.is_numeric() else pl.String)
         for name, dtype in schema.items()
+        if name != nested
     ]
-    return frame.select(casts)
+    return frame.select(casts if nested is None else [*casts, nested])

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from etude.core import EtudeError, require
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DIM", "encode"]
+__all__ = ["DIM", "encode", "encode_tokens"]
 
 DIM = 384
 N_LAYERS = 6
@@ -53,6 +53,35 @@ def encode(texts: Sequence[str], *, batch_size: int = 32, max_tokens: int = 256)
         EtudeError: the package with the weights is not there, or its files are not the
             published ones.
     """
+    vectors = np.zeros((len(texts), DIM), dtype=np.float32)
+    for rows, states, mask in _passes(texts, batch_size, max_tokens):
+        vectors[rows] = pool(states, mask).numpy()
+    return vectors
+
+
+def encode_tokens(
+    texts: Sequence[str], *, batch_size: int = 32, max_tokens: int = 64
+) -> list[np.ndarray]:
+    """One (T, 384) float32 array of unit vectors a text, one a token, in the order of `texts`.
+
+    These are the h of (2), which (3) takes the mean of. The marks [CLS] and [SEP] are left out,
+    except of a text that has nothing else. Otherwise as `encode`.
+    """
+    import torch.nn.functional as F
+
+    sets: list[np.ndarray] = [np.zeros((0, DIM), dtype=np.float32)] * len(texts)
+    for rows, states, mask in _passes(texts, batch_size, max_tokens):
+        states = F.normalize(states, dim=2)
+        for row, state, length in zip(rows, states, mask.sum(dim=1).tolist(), strict=True):
+            inner = slice(1, length - 1) if length > 2 else slice(0, length)
+            sets[row] = state[inner].numpy().copy()  # not a view of the padded batch
+    return sets
+
+
+def _passes(
+    texts: Sequence[str], batch_size: int, max_tokens: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Rows of `texts` with their states (B, T, 384) and mask (B, T), batch by batch."""
     import torch
 
     require(batch_size >= 1, "batch_size", "at least 1", batch_size)
@@ -64,21 +93,20 @@ def encode(texts: Sequence[str], *, batch_size: int = 32, max_tokens: int = 256)
         [*e.ids[: max_tokens - 1], e.ids[-1]] if len(e.ids) > max_tokens else e.ids
         for e in tokenizer.encode_batch(list(texts))
     ]
-    vectors = np.zeros((len(ids), DIM), dtype=np.float32)
     order = sorted(range(len(ids)), key=lambda n: len(ids[n]))  # like lengths: little padding
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            T = max(len(ids[n]) for n in rows)
-            tokens = torch.tensor([ids[n] + [0] * (T - len(ids[n])) for n in rows])
-            lengths = torch.tensor([len(ids[n]) for n in rows])
-            mask = torch.arange(T) < lengths[:, None]
-            vectors[rows] = embed(weights, tokens, mask).numpy()
-    return vectors
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        T = max(len(ids[n]) for n in rows)
+        tokens = torch.tensor([ids[n] + [0] * (T - len(ids[n])) for n in rows])
+        lengths = torch.tensor([len(ids[n]) for n in rows])
+        mask = torch.arange(T) < lengths[:, None]
+        with torch.inference_mode():
+            states = contextualize(weights, tokens, mask)
+        yield rows, states, mask
 
 
-def embed(weights: dict[str, Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
-    """Equations (1) to (3). tokens (B, T) int64, mask (B, T) bool, True = keep -> (B, 384)."""
+def contextualize(weights: dict[str, Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
+    """(1) and (2). tokens (B, T) int64, mask (B, T) bool, True = keep -> (B, T, 384)."""
     import torch.nn.functional as F
 
     def linear(x: Tensor, name: str) -> Tensor:
@@ -102,8 +130,15 @@ def embed(weights: dict[str, Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
         h = norm(h + mixed, f"{at}.attention.output.LayerNorm")  # (2)
         inner = F.gelu(linear(h, f"{at}.intermediate.dense"))
         h = norm(h + linear(inner, f"{at}.output.dense"), f"{at}.output.LayerNorm")
-    keep = mask[:, :, None].to(h.dtype)
-    return F.normalize((h * keep).sum(1) / keep.sum(1), dim=1)  # (3)
+    return h
+
+
+def pool(states: Tensor, mask: Tensor) -> Tensor:
+    """(3). states (B, T, 384), mask (B, T) -> (B, 384)."""
+    import torch.nn.functional as F
+
+    keep = mask[:, :, None].to(states.dtype)
+    return F.normalize((states * keep).sum(1) / keep.sum(1), dim=1)  # (3)
 
 
 @cache

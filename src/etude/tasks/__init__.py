@@ -12,7 +12,8 @@ from etude.core import Card, EtudeError, card_of, cards, load, set_state
 from etude.tasks.base import Arm, Dataset, Predictor, Task
 
 __all__ = [
-    "TASKS", "adopted", "arm_of", "arms", "get_task", "metrics_of", "restore", "task_of",
+    "TASKS", "adopted", "arm_of", "arms", "get_task", "metrics_of", "notes_of", "restore",
+    "task_of",
 ]  # fmt: skip
 
 TASKS = {"probe": "Probe", "train": "Train", "search": "Search", "detect": "Detect"}
@@ -40,6 +41,12 @@ def metrics_of(task: Task, data: Dataset) -> tuple[str, ...]:
     """What the task measures on this data; the first decides."""
     own = getattr(task, "metrics_of", None)
     return task.metrics if own is None else tuple(own(data))
+
+
+def notes_of(task: Task, data: Dataset) -> tuple[str, ...]:
+    """What the task says of how it takes this data; shown below the leaderboard."""
+    own = getattr(task, "notes_of", None)
+    return () if own is None else tuple(own(data))
 
 
 def adopted(task: Task) -> Mapping[str, Arm]:

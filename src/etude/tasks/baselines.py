@@ -172,12 +172,12 @@ def _spread(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
 class MeanToken:
     """One vector a document: the mean of its token vectors, normalized."""
 
-    def encode_documents(self, documents: np.ndarray) -> np.ndarray:
-        """documents (N, T, D) -> (N, D) unit vectors."""
-        mean = np.asarray(documents, dtype=np.float32).mean(axis=1)
+    def encode_documents(self, documents: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """documents (N, T, D), or N arrays (T, D), -> (N, D) unit vectors."""
+        mean = np.stack([np.mean(one, axis=0, dtype=np.float32) for one in documents])
         return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
 
-    def encode_queries(self, queries: np.ndarray) -> np.ndarray:
+    def encode_queries(self, queries: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """queries (B, T, D) -> (B, D); the same as for documents."""
         return self.encode_documents(queries)
 

@@ -13,8 +13,8 @@ from etude.tasks.wire import arguments, asks
 from etude.tasks.words import name_distances, name_vectors
 
 __all__ = [
-    "build", "class_facts", "describe", "has_tokens", "patch_tokens", "scaling", "tokens_of",
-    "unscaled",
+    "build", "class_facts", "describe", "has_sets", "has_tokens", "patch_tokens", "scaling",
+    "tokens_of", "unscaled",
 ]  # fmt: skip
 
 LEARNING = ("lr", "weight_decay", "n_steps")  # knobs of the training loop, not of a method
@@ -31,7 +31,9 @@ def describe(data: Dataset, rows: np.ndarray, seed: int) -> dict[str, Any]:
         facts["class_counts"] = data.labels[rows].sum(axis=0).tolist()
     if data.image_shape is not None:
         facts["image_shape"] = list(data.image_shape)
-    if has_tokens(data):
+    if data.tokens is not None and data.tokens.dtype == object:
+        facts["token_dim"] = int(data.tokens[0].shape[1])
+    elif has_tokens(data):
         example = tokens_of(data, rows[:1])
         facts["n_tokens"], facts["token_dim"] = example.shape[1:]
     return facts
@@ -83,12 +85,18 @@ def unscaled(dim: int) -> dict[str, np.ndarray]:
 
 
 def has_tokens(data: Dataset) -> bool:
-    """Whether a sample is a set of tokens: given as such, or the patches of an image."""
+    """Whether a sample is T tokens, T the same for all: given so, or an image's patches."""
+    given = data.tokens is not None and data.tokens.dtype != object
+    return given or (data.tokens is None and data.image_shape is not None)
+
+
+def has_sets(data: Dataset) -> bool:
+    """Whether a sample is a set of tokens, of any number."""
     return data.tokens is not None or data.image_shape is not None
 
 
 def tokens_of(data: Dataset, rows: np.ndarray) -> np.ndarray:
-    """(B, T, D') tokens of the rows."""
+    """(B, T, D') tokens of the rows; (B,) objects (T, D') where the sets differ in size."""
     if data.tokens is not None:
         return data.tokens[rows]
     assert data.image_shape is not None

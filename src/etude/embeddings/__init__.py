@@ -3,10 +3,22 @@
 Objectives are torch modules on (B, D) embeddings; searches take numpy arrays.
 """
 
+from etude.embeddings.bt2_compatible import (
+    BasisTransformationHead,
+    BT2Parts,
+    bt2_loss,
+    zero_pad_old,
+)
 from etude.embeddings.constrained_clustering_pq import (
     ConstrainedPQ,
     RepCONCTrainer,
     ivf_pq_search,
+)
+from etude.embeddings.embedding_compression_bench import (
+    CompressionLine,
+    EmbeddingCompressionBench,
+    compressed_embedding,
+    memory_bytes,
 )
 from etude.embeddings.matryoshka_representation import (
     MatryoshkaHead,
@@ -30,8 +42,12 @@ from etude.embeddings.unified_embedding import (
 )
 
 __all__ = [
+    "BT2Parts",
+    "BasisTransformationHead",
+    "CompressionLine",
     "ConstrainedPQ",
     "DSimplexClassifier",
+    "EmbeddingCompressionBench",
     "HOCLoss",
     "MatryoshkaHead",
     "MatryoshkaLoss",
@@ -43,11 +59,15 @@ __all__ = [
     "adaptive_retrieval",
     "anchor_select",
     "average_compatibility",
+    "bt2_loss",
     "compatibility_matrix",
+    "compressed_embedding",
     "encode_json",
     "funnel_retrieval",
     "ivf_pq_search",
+    "memory_bytes",
     "multiplexed_hash",
     "proportional_rows",
     "stitch",
+    "zero_pad_old",
 ]

@@ -222,3 +222,12 @@ def test_a_store_opens_quickly_with_many_papers(tmp_path) -> None:
     began = time.perf_counter()
     Store(str(tmp_path / "p.sqlite")).close()
     assert time.perf_counter() - began < 1
+
+
+def test_two_databases_are_told_apart_and_one_stays_itself(tmp_path):
+    path = tmp_path / "p.sqlite"
+    first = Store(str(path)).identity
+    assert Store(str(path)).identity == first
+    for name in ("p.sqlite", "p.sqlite-wal", "p.sqlite-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    assert Store(str(path)).identity != first

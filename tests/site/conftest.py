@@ -13,6 +13,7 @@ SERVER = os.environ.get("ETUDE_TEST_POSTGRES", "")
 @pytest.fixture(autouse=True)
 def own_papers(tmp_path, monkeypatch):
     """Every test has papers of its own, never the user's, and no mail server from outside."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ETUDE_PAPERS", str(tmp_path / "papers.sqlite"))
     for name in ("ETUDE_SMTP", "ETUDE_MAIL_FROM", "ETUDE_SECRET", "ETUDE_TOKEN"):
         monkeypatch.delenv(name, raising=False)

@@ -241,18 +241,11 @@ def _store(database: str | None) -> Iterator[Store]:
 
 
 def _finder(store: Store) -> Finder:
-    """The index of this database: beside its file, else in the folder of the user."""
-    import hashlib
-
+    """The search of this database, on the index that the site uses as well."""
     from etude.papers.finder import Finder
+    from etude.papers.place import index_folder
 
-    home = Path("~/.etude").expanduser()
-    if store.name == str(home / "papers.sqlite"):
-        return Finder(store)
-    if store.database.is_file:
-        return Finder(store, Path(f"{store.name}.index"))
-    digest = hashlib.sha256(store.name.encode()).hexdigest()[:12]
-    return Finder(store, home / f"index-{digest}")
+    return Finder(store, index_folder(store))
 
 
 def _known(store: Store, name: str) -> Entry:

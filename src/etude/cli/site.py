@@ -18,7 +18,7 @@ __all__ = ["command"]
 @click.option("--base-url", metavar="URL",
               help="How readers reach it, for mails and feeds; else where it listens.")  # fmt: skip
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-              help="Where index, uploads and reports are kept (~/.etude/site).")  # fmt: skip
+              help="Where secret, uploads and reports are kept (~/.etude/site).")  # fmt: skip
 @click.option("--allow-trials", is_flag=True,
               help="Let readers start trials; beyond loopback ETUDE_TOKEN is needed.")  # fmt: skip
 @click.option("--refresh", type=click.FloatRange(0.05, 168), metavar="HOURS",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -81,7 +82,18 @@ class Store:
         digest = int(hashlib.sha256(CATALOGUE.read_bytes()).hexdigest()[:15], 16)
         if self._fact("catalogue") != digest:
             self.add(_catalogue())
-            self._keep("catalogue", digest)
+            with self.database.begin() as connection:
+                self._keep_in(connection, "catalogue", digest, digest)
+
+    @property
+    def identity(self) -> str:
+        """What tells this database from any other, of the same name too; drawn once for it."""
+        number = self._fact("identity")
+        if not number:
+            with self.database.begin() as connection:  # the first of several writers wins
+                drawn = 1 + secrets.randbits(61)
+                number = self._keep_in(connection, "identity", drawn, META.c.value)
+        return f"{number:016x}"
 
     def close(self) -> None:
         """Give the connections back."""
@@ -254,10 +266,6 @@ class Store:
         query = sa.select(META.c.value).where(META.c.name == name)
         with self.database.begin() as connection:
             return int(connection.execute(query).scalar() or 0)
-
-    def _keep(self, name: str, value: int) -> None:
-        with self.database.begin() as connection:
-            self._keep_in(connection, name, value, value)
 
     def _keep_in(self, connection: sa.Connection, name: str, first: int, then: Any) -> int:
         put = self.database.insert(META).values(name=name, value=first)

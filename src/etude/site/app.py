@@ -40,7 +40,8 @@ def make_app(settings: Settings) -> FastAPI:
     """
     site = open_site(settings)
     site.templates.globals |= {
-        "version": etude.__version__, "style": _fingerprint("site.css"), "families": FAMILIES,
+        "version": etude.__version__, "families": FAMILIES,
+        "style": _fingerprint("site.css"), "script": _fingerprint("run.js"),
         "footer": lambda: pages.refreshed(site),
     }  # fmt: skip
     app = FastAPI(

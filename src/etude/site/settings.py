@@ -20,7 +20,7 @@ class Settings:
         database: URL of the papers and their readers, None = the default (``Store``).
         ledger: URL of the ledger of trials, None = the default (``Ledger``).
         base_url: how the outside reaches the site, without a slash at its end: for mails and feeds.
-        folder: where the site keeps its index, uploads and reports.
+        folder: where the site keeps its secret, uploads and reports.
         allow_trials: whether readers may start trials.
         token: what a reader must show to start a trial where the site is not on loopback only
             (ETUDE_TOKEN), or "".

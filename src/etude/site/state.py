@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from etude.papers.finder import Finder
+from etude.papers.place import index_folder
 from etude.papers.store import Store
 from etude.site.settings import Settings
 
@@ -35,10 +36,10 @@ class Site:
 
 
 def open_site(settings: Settings) -> Site:
-    """The site of these settings; its index is in step with the store when this returns."""
+    """The site of these settings, on the database's own index (``etude.papers.place``)."""
     store = Store(settings.database)
     templates = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return Site(settings, store, Finder(store, settings.folder / "index"), templates)
+    return Site(settings, store, Finder(store, index_folder(store)), templates)

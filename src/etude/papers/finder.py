@@ -154,7 +154,7 @@ class Finder:
         """What the index is of: an other value of one of these, and it is made anew."""
         known = " ".join(sorted(cards()))
         return {
-            "store": self.store.name,
+            "store": self.store.identity,
             "encoder": "minilm" if self._encode else "",
             "runnable": hashlib.sha256(known.encode()).hexdigest()[:16],
         }

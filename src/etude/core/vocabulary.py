@@ -39,7 +39,7 @@ TENSORS: dict[str, str] = {
     "positives": "(B, K) bool, True where the label belongs to the sample",
     "embeddings": "(B, D) representations",
     "labels": "(B,) int64 group ids: equal ids belong together",
-    "ids": "(B, F) int64 values of F categorical features, one a column",
+    "ids": "(B, F) int64 values of F categorical features, or words of a text, one a column",
     "indices": "(B,) int64 positions of the samples in the training set",
     "mask": "bool, True = keep",
     "vectors": "(N, D) float vectors of a collection",

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from etude.embeddings import SeparateTables, UnifiedEmbedding, proportional_rows
 from etude.tasks.base import Pair
 
-__all__ = ["measure"]
+__all__ = ["Clicks", "generated_clicks", "measure"]
 
 N_VALUES = (20_000, 5_000, 1_000, 200, 50, 10)
 N_TRAIN, N_HELD, N_TEST = 40_000, 10_000, 20_000
@@ -51,7 +51,7 @@ class Clicks:
 
 def measure(seed: int) -> list[Pair]:
     """Pairs of one seed; the first is the smallest budget against separate tables, by AUROC."""
-    data = _clicks(seed)
+    data = generated_clicks(seed)
     found: dict[tuple[str, int], tuple[float, float, float]] = {}
     for budget in BUDGETS:
         for name in ("ours", "separate_tables", "proportional_tables"):
@@ -125,7 +125,8 @@ def _fit(
     return held.numpy(), test.numpy()
 
 
-def _clicks(seed: int) -> Clicks:
+def generated_clicks(seed: int) -> Clicks:
+    """The samples of a seed."""
     rng = np.random.default_rng([seed, 15])
     n = N_TRAIN + N_HELD + N_TEST
     columns, main, latent = [], np.zeros(n), []

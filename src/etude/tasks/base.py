@@ -132,6 +132,7 @@ METRICS: dict[str, Metric] = {
         Metric("hub_skewness", "skewness", "lower", 0.05),
         Metric("code_entropy", "bits", "higher", 0.02, relative=True),
         Metric("average_compatibility", "share", "higher", 0.05),
+        Metric("reconstruction_error", "share", "lower", 0.01, relative=True),
         Metric("regret", "share", "lower", 0.005),
         Metric("candidates", "documents", "lower", 0.01, relative=True),
         Metric("queries_per_s", "1/s", "higher", 0.01, relative=True),

@@ -89,12 +89,18 @@ def test_the_first_page_is_the_newest_day_most_votes_first(client):
     assert "Sunday, 22 November 2026" in client.get("/").text
 
 
-def test_without_a_full_date_the_first_page_is_the_newest_month(tmp_path):
+def test_a_new_site_opens_with_the_papers_that_run_here(tmp_path):
     with site_client(tmp_path, papers=()) as client:
         facts = client.get("/index.json").json()
-        assert facts["kind"] == "month"
-        assert all(p["date"].startswith(facts["name"]) for p in facts["papers"])
-        assert len(facts["papers"]) > 0
+        assert facts["kind"] == "catalogue"
+        runs = [p["runnable"] for p in facts["papers"]]
+        assert runs[0]
+        assert runs == sorted(runs, reverse=True)
+        dates = [p["date"] for p in facts["papers"] if p["runnable"]]
+        assert dates == sorted(dates, reverse=True)
+        page = client.get("/").text
+        assert "etude papers import YYYY-MM-DD" in page
+        assert 'rel="prev"' not in page
 
 
 def test_a_week_and_a_month_hold_their_days(client):

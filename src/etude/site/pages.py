@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
 
-from etude.core import FAMILIES
+from etude.core import FAMILIES, cards
 from etude.papers.entry import Entry, line
 from etude.papers.trending import FORMULA, trending
 from etude.site import index
@@ -36,6 +36,7 @@ __all__ = ["PER_PAGE", "refreshed", "router"]
 UPSTREAM = ("hf:", "arxiv:")
 PER_PAGE = 30
 TRENDING = 30
+CATALOGUE = 1_000  # papers that a new site chooses its first page from
 LONGEST = 300  # characters of a query
 
 
@@ -102,17 +103,21 @@ def trend(site: Site) -> Facts:
 
 
 def latest(site: Site) -> Facts:
-    """The newest day that has papers; where only months are known the newest month."""
+    """The newest day that has papers; before any is known to the day, the catalogue."""
     days = site.store.days(1)
-    if days:
-        span = day_span(days[0][0])
-        if span is not None:
-            return listing(site, "day", span)
-    newest = site.store.newest(1)
-    month = newest[0].date[:7] if newest else ""
-    known = month_span(month) or month_span(datetime.now(UTC).strftime("%Y-%m"))
-    assert known is not None
-    return listing(site, "month", known)
+    span = day_span(days[0][0]) if days else None
+    return listing(site, "day", span) if span else catalogue(site)
+
+
+def catalogue(site: Site) -> Facts:
+    """What a new site has: the papers that run here, then others, each the newest first."""
+    newest = site.store.newest(CATALOGUE)
+    entries = sorted(newest, key=lambda entry: entry.slug not in cards())[:PER_PAGE]
+    return {
+        "kind": "catalogue", "name": "", "title": "Papers that run here", "first": "", "last": "",
+        "before": "", "after": "", "page": 1, "more": False,
+        "papers": paper_facts(entries, votes_of(site, entries)),
+    }  # fmt: skip
 
 
 def found(

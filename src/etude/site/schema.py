@@ -51,9 +51,9 @@ class Paper(BaseModel):
 
 
 class Listing(BaseModel):
-    """The papers of a day, week or month, most votes first."""
+    """The papers of a day, week or month, most votes first; or a new site's catalogue."""
 
-    kind: Literal["day", "week", "month", "trending"]
+    kind: Literal["day", "week", "month", "catalogue"]
     name: str
     title: str
     first: str

@@ -134,6 +134,7 @@ METRICS: dict[str, Metric] = {
         Metric("average_compatibility", "share", "higher", 0.05),
         Metric("reconstruction_error", "share", "lower", 0.01, relative=True),
         Metric("regret", "share", "lower", 0.005),
+        Metric("leakage", "share", "lower", 0.01),
         Metric("candidates", "documents", "lower", 0.01, relative=True),
         Metric("queries_per_s", "1/s", "higher", 0.01, relative=True),
         Metric("seconds", "s", "lower", 0.01, relative=True),

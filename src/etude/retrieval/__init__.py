@@ -14,6 +14,12 @@ from etude.retrieval.dbnorm import (
     hub_offset,
     hub_skewness,
 )
+from etude.retrieval.genecis import (
+    Combiner,
+    conditional_recall_at_k,
+    genecis_gallery,
+    mine_condition_triplets,
+)
 from etude.retrieval.hnsw_order_study import HNSW, local_intrinsic_dim, order_experiment
 from etude.retrieval.image_rag import Cues, ImageRAG, patchify
 from etude.retrieval.landmarks_v2_protocol import (
@@ -32,6 +38,7 @@ from etude.retrieval.scaling_negatives_cir import (
 
 __all__ = [
     "BiGranularIndex",
+    "Combiner",
     "ContrastiveProductQuantizer",
     "Cues",
     "HNSW",
@@ -42,8 +49,10 @@ __all__ = [
     "StaticNegativeBank",
     "TwoStageCIRTrainer",
     "chamfer",
+    "conditional_recall_at_k",
     "dual_dynamic_inverted_softmax",
     "dual_inverted_softmax",
+    "genecis_gallery",
     "hub_offset",
     "hub_skewness",
     "local_intrinsic_dim",
@@ -51,6 +60,7 @@ __all__ = [
     "make_instance_benchmark",
     "mean_average_precision_at_k",
     "micro_average_precision",
+    "mine_condition_triplets",
     "muvera_search",
     "order_experiment",
     "patchify",

@@ -8,6 +8,13 @@ from etude.retrieval.bidr import (
     ContrastiveProductQuantizer,
     locality_centric_batches,
 )
+from etude.retrieval.crisp_multivector import (
+    ClusteredMultiVector,
+    chamfer_similarity,
+    k_spacing,
+    kmeans_tokens,
+    tail_pruning,
+)
 from etude.retrieval.dbnorm import (
     dual_dynamic_inverted_softmax,
     dual_inverted_softmax,
@@ -38,6 +45,7 @@ from etude.retrieval.scaling_negatives_cir import (
 
 __all__ = [
     "BiGranularIndex",
+    "ClusteredMultiVector",
     "Combiner",
     "ContrastiveProductQuantizer",
     "Cues",
@@ -49,12 +57,15 @@ __all__ = [
     "StaticNegativeBank",
     "TwoStageCIRTrainer",
     "chamfer",
+    "chamfer_similarity",
     "conditional_recall_at_k",
     "dual_dynamic_inverted_softmax",
     "dual_inverted_softmax",
     "genecis_gallery",
     "hub_offset",
     "hub_skewness",
+    "k_spacing",
+    "kmeans_tokens",
     "local_intrinsic_dim",
     "locality_centric_batches",
     "make_instance_benchmark",
@@ -65,4 +76,5 @@ __all__ = [
     "order_experiment",
     "patchify",
     "synthesize_triplets",
+    "tail_pruning",
 ]

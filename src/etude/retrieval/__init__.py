@@ -8,6 +8,11 @@ from etude.retrieval.bidr import (
     ContrastiveProductQuantizer,
     locality_centric_batches,
 )
+from etude.retrieval.coarse_to_fine_video_text import (
+    InteractiveSimilarityAggregation,
+    UCoFiA,
+    sinkhorn_normalize,
+)
 from etude.retrieval.crisp_multivector import (
     ClusteredMultiVector,
     chamfer_similarity,
@@ -52,10 +57,12 @@ __all__ = [
     "HNSW",
     "ImageRAG",
     "InstanceBenchmark",
+    "InteractiveSimilarityAggregation",
     "LandmarkProtocol",
     "MuveraEncoder",
     "StaticNegativeBank",
     "TwoStageCIRTrainer",
+    "UCoFiA",
     "chamfer",
     "chamfer_similarity",
     "conditional_recall_at_k",
@@ -75,6 +82,7 @@ __all__ = [
     "muvera_search",
     "order_experiment",
     "patchify",
+    "sinkhorn_normalize",
     "synthesize_triplets",
     "tail_pruning",
 ]

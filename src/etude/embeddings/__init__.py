@@ -27,6 +27,16 @@ from etude.embeddings.matryoshka_representation import (
     funnel_retrieval,
 )
 from etude.embeddings.mbat_json import OrthogonalMBAT, encode_json
+from etude.embeddings.moe_domain_embedding import EnforcedMoEEncoder, cocitation_pairs, mnr_loss
+from etude.embeddings.nonconvex_sparse_coding import (
+    SparseCoder,
+    cel0_penalty,
+    cel0_threshold,
+    half_threshold,
+    hard_threshold,
+    soft_threshold,
+    whiten_patches,
+)
 from etude.embeddings.relative_representation import RelativeProjection, anchor_select, stitch
 from etude.embeddings.stationary_compatible import (
     DSimplexClassifier,
@@ -48,6 +58,7 @@ __all__ = [
     "ConstrainedPQ",
     "DSimplexClassifier",
     "EmbeddingCompressionBench",
+    "EnforcedMoEEncoder",
     "HOCLoss",
     "MatryoshkaHead",
     "MatryoshkaLoss",
@@ -55,19 +66,28 @@ __all__ = [
     "RelativeProjection",
     "RepCONCTrainer",
     "SeparateTables",
+    "SparseCoder",
     "UnifiedEmbedding",
     "adaptive_retrieval",
     "anchor_select",
     "average_compatibility",
     "bt2_loss",
+    "cel0_penalty",
+    "cel0_threshold",
+    "cocitation_pairs",
     "compatibility_matrix",
     "compressed_embedding",
     "encode_json",
     "funnel_retrieval",
+    "half_threshold",
+    "hard_threshold",
     "ivf_pq_search",
     "memory_bytes",
+    "mnr_loss",
     "multiplexed_hash",
     "proportional_rows",
+    "soft_threshold",
     "stitch",
+    "whiten_patches",
     "zero_pad_old",
 ]

@@ -9,6 +9,11 @@ from etude.embeddings.bt2_compatible import (
     bt2_loss,
     zero_pad_old,
 )
+from etude.embeddings.conditional_cross_attention import (
+    ConditionalCrossAttention,
+    MultiSpaceEmbedder,
+    attribute_triplet_loss,
+)
 from etude.embeddings.constrained_clustering_pq import (
     ConstrainedPQ,
     RepCONCTrainer,
@@ -55,6 +60,7 @@ __all__ = [
     "BT2Parts",
     "BasisTransformationHead",
     "CompressionLine",
+    "ConditionalCrossAttention",
     "ConstrainedPQ",
     "DSimplexClassifier",
     "EmbeddingCompressionBench",
@@ -62,6 +68,7 @@ __all__ = [
     "HOCLoss",
     "MatryoshkaHead",
     "MatryoshkaLoss",
+    "MultiSpaceEmbedder",
     "OrthogonalMBAT",
     "RelativeProjection",
     "RepCONCTrainer",
@@ -70,6 +77,7 @@ __all__ = [
     "UnifiedEmbedding",
     "adaptive_retrieval",
     "anchor_select",
+    "attribute_triplet_loss",
     "average_compatibility",
     "bt2_loss",
     "cel0_penalty",

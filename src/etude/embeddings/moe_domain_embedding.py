@@ -57,7 +57,7 @@ CARD = Card(
     published="README: N experts are almost as effective as N individual models, one layer of them "
     "has 85 % of the gain, and small BERT models gain nothing; no table",
     fidelity="full",
-    cost="M",
+    cost="L",
     data=("clinc150",),
     code="Gleghorn-Lab/Mixture-of-Experts-Sentence-Similarity",
     departs=(

@@ -160,25 +160,35 @@ def encode_json(value: object, *, encoder: OrthogonalMBAT | None = None) -> np.n
             100,000 values.
     """
     encoder = encoder or OrthogonalMBAT()
-    left = LARGEST
+    _bounded(value)
 
-    def vector(thing: object, depth: int) -> np.ndarray:
-        nonlocal left
-        left -= 1
-        require(left >= 0, "the JSON value", f"of at most {LARGEST:,} values", "more")
-        require(depth <= DEEPEST, "the JSON value", f"nested at most {DEEPEST} deep", "deeper")
+    def vector(thing: object) -> np.ndarray:
         if isinstance(thing, dict) and thing:
-            for key in thing:
-                require(isinstance(key, str), "a key", "text", key)
-            return encoder.bundle(encoder.bind(k, vector(v, depth + 1)) for k, v in thing.items())
+            return encoder.bundle(encoder.bind(k, vector(v)) for k, v in thing.items())  # (2)
         if isinstance(thing, list | tuple) and thing:
             total = np.zeros(encoder.dim)
             for item in reversed(thing):  # Horner's scheme of (3): a product an item
-                total = encoder.bind("[]", vector(item, depth + 1) + total)
+                total = encoder.bind("[]", vector(item) + total)
             return total
         return _leaf(thing, encoder)
 
-    return vector(value, 0)
+    return vector(value)
+
+
+def _bounded(value: object) -> None:
+    """Refuse what is too large or too deep before anything is computed of it."""
+    waiting, count = [(value, 0)], 0
+    while waiting:
+        thing, depth = waiting.pop()
+        count += 1
+        require(count <= LARGEST, "the JSON value", f"of at most {LARGEST:,} values", "more")
+        require(depth <= DEEPEST, "the JSON value", f"nested at most {DEEPEST} deep", "deeper")
+        if isinstance(thing, dict):
+            for key in thing:
+                require(isinstance(key, str), "a key", "text", key)
+            waiting += [(inner, depth + 1) for inner in thing.values()]
+        elif isinstance(thing, list | tuple):
+            waiting += [(inner, depth + 1) for inner in thing]
 
 
 def _leaf(thing: object, encoder: OrthogonalMBAT) -> np.ndarray:

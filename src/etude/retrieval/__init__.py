@@ -47,6 +47,11 @@ from etude.retrieval.scaling_negatives_cir import (
     TwoStageCIRTrainer,
     synthesize_triplets,
 )
+from etude.retrieval.task_discrepancy_text_cir import (
+    RTDTrainer,
+    refined_concat,
+    text_triplet_contrast,
+)
 
 __all__ = [
     "BiGranularIndex",
@@ -60,6 +65,7 @@ __all__ = [
     "InteractiveSimilarityAggregation",
     "LandmarkProtocol",
     "MuveraEncoder",
+    "RTDTrainer",
     "StaticNegativeBank",
     "TwoStageCIRTrainer",
     "UCoFiA",
@@ -82,7 +88,9 @@ __all__ = [
     "muvera_search",
     "order_experiment",
     "patchify",
+    "refined_concat",
     "sinkhorn_normalize",
     "synthesize_triplets",
     "tail_pruning",
+    "text_triplet_contrast",
 ]

@@ -51,6 +51,16 @@ def test_padding_anywhere_makes_no_difference():
             torch.testing.assert_close(one, other)
 
 
+def test_a_share_gives_each_sequence_of_a_batch_what_it_gets_alone():
+    tokens, mask = normal(3, 12, 4), ragged(12, 5, 8, width=12)
+    means, real = kmeans_tokens(tokens, mask, budget=0.5)
+    for b, n in enumerate((12, 5, 8)):
+        alone, kept = kmeans_tokens(tokens[b : b + 1, :n], budget=0.5)
+        assert kept.shape[1] == -(-n // 2)
+        assert real[b].sum() == kept.sum()
+        torch.testing.assert_close(means[b][real[b]], alone[kept])
+
+
 def test_a_budget_of_all_tokens_changes_nothing_even_with_equal_tokens():
     tokens = normal(2, 5, 3)
     tokens[0, 3] = tokens[0, 1]  # plain k-means would merge these two

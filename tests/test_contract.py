@@ -72,6 +72,7 @@ def tensors(dim, n_classes, dtype):
         "indices": torch.arange(12), "query_bank": normal(5, n_classes),
         "gallery_bank": normal(7, n_classes), "anchors": normal(5, dim),
         "ids": torch.arange(24).reshape(12, 2),
+        "anchor": normal(12, dim), "positive": normal(12, dim),
     }  # fmt: skip
 
 

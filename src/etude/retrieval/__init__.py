@@ -41,6 +41,11 @@ from etude.retrieval.landmarks_v2_protocol import (
     mean_average_precision_at_k,
     micro_average_precision,
 )
+from etude.retrieval.multigrained_uncertainty import (
+    ComposedRetriever,
+    MultiGrainedUncertaintyLoss,
+    NormalAugmenter,
+)
 from etude.retrieval.muvera import MuveraEncoder, chamfer, muvera_search
 from etude.retrieval.scaling_negatives_cir import (
     StaticNegativeBank,
@@ -57,6 +62,7 @@ __all__ = [
     "BiGranularIndex",
     "ClusteredMultiVector",
     "Combiner",
+    "ComposedRetriever",
     "ContrastiveProductQuantizer",
     "Cues",
     "HNSW",
@@ -64,7 +70,9 @@ __all__ = [
     "InstanceBenchmark",
     "InteractiveSimilarityAggregation",
     "LandmarkProtocol",
+    "MultiGrainedUncertaintyLoss",
     "MuveraEncoder",
+    "NormalAugmenter",
     "RTDTrainer",
     "StaticNegativeBank",
     "TwoStageCIRTrainer",

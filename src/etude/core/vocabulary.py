@@ -47,6 +47,7 @@ TENSORS: dict[str, str] = {
     "query_bank": "(Q, M) scores of a bank of training queries and the same M candidates",
     "gallery_bank": "(G, M) scores of a bank of training items and the same M candidates",
     "documents": "(N, D) float vectors, or a sequence of (T, D) token sets",
+    "cooccurrence": "(N, N) counts, array or scipy sparse: how often a word stands beside another",
     "adjacency": "(N, N) scipy sparse matrix, the edges of a graph",
     "support": "(S, D) labeled features of an episode",
     "support_labels": "(S,) int64 class ids of the support",

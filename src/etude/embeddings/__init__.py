@@ -3,6 +3,11 @@
 Objectives are torch modules on (B, D) embeddings; searches take numpy arrays.
 """
 
+from etude.embeddings.binary_paragraph_vector import (
+    BinaryPVDBOW,
+    DisambiguatedSkipGram,
+    hamming_search,
+)
 from etude.embeddings.bt2_compatible import (
     BasisTransformationHead,
     BT2Parts,
@@ -24,6 +29,15 @@ from etude.embeddings.embedding_compression_bench import (
     EmbeddingCompressionBench,
     compressed_embedding,
     memory_bytes,
+)
+from etude.embeddings.embedding_probe_suite import (
+    evaluate_embeddings,
+    glove,
+    ppmi_svd,
+    sentence_vectors,
+    sgns,
+    subword_vectors,
+    weat,
 )
 from etude.embeddings.matryoshka_representation import (
     MatryoshkaHead,
@@ -59,10 +73,12 @@ from etude.embeddings.unified_embedding import (
 __all__ = [
     "BT2Parts",
     "BasisTransformationHead",
+    "BinaryPVDBOW",
     "CompressionLine",
     "ConditionalCrossAttention",
     "ConstrainedPQ",
     "DSimplexClassifier",
+    "DisambiguatedSkipGram",
     "EmbeddingCompressionBench",
     "EnforcedMoEEncoder",
     "HOCLoss",
@@ -86,16 +102,24 @@ __all__ = [
     "compatibility_matrix",
     "compressed_embedding",
     "encode_json",
+    "evaluate_embeddings",
     "funnel_retrieval",
+    "glove",
     "half_threshold",
+    "hamming_search",
     "hard_threshold",
     "ivf_pq_search",
     "memory_bytes",
     "mnr_loss",
     "multiplexed_hash",
+    "ppmi_svd",
     "proportional_rows",
+    "sentence_vectors",
+    "sgns",
     "soft_threshold",
     "stitch",
+    "subword_vectors",
+    "weat",
     "whiten_patches",
     "zero_pad_old",
 ]

@@ -10,9 +10,16 @@ from etude.cli.trials import options
 @click.command("compare")
 @click.argument("source", metavar="DATA")
 @click.option("--methods", metavar="A,B,C", help="Slugs; default: all that can meet the data.")
+@click.option(
+    "--recall",
+    type=float,
+    metavar="SHARE",
+    help="Search: each index at its cheapest setting that finds so much (0.95).",
+)
 @options
 def command(
-    source: str, methods: str | None, task: str | None, target: str | None, against: str | None,
+    source: str, methods: str | None, recall: float | None, task: str | None,
+    target: str | None, against: str | None,
     seeds: int, tune: int, budget: str | None, metric: str | None, margin: float | None,
     kinds: tuple[str, ...], missing: str, settings: tuple[str, ...], labels_metric: str | None,
     descriptions: str | None, jobs: int, on: str, ledger: str | None, folder: str, fresh: bool,
@@ -25,12 +32,15 @@ def command(
       etude compare digits
       etude compare flowers.csv --target species --seeds 10 --jobs 2
       etude compare digits --task train --setting noise=0.4
+      etude compare vectors.npy --task search --recall 0.95
 
     Exit status 1 where every method failed.
     """
     from etude.cli import trials
     from etude.lab import compare
 
+    if recall is not None:
+        task, settings = trials.at_recall(recall, task, settings)
     names = None if methods is None else [n.strip() for n in methods.split(",") if n.strip()]
     with trials.bar(quiet=as_json) as progress:
         board = compare(

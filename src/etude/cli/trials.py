@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from etude.lab.board import Board
 
-__all__ = ["bar", "options", "seconds", "show"]
+__all__ = ["at_recall", "bar", "options", "seconds", "show"]
 
 
 def seconds(text: str | None) -> float | None:
@@ -40,6 +40,17 @@ def kinds(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def at_recall(
+    recall: float, task: str | None, settings: tuple[str, ...]
+) -> tuple[str, tuple[str, ...]]:
+    """``--recall 0.95`` of a search, as the setting of the task that compares indexes."""
+    from etude.core import refuse
+
+    if task not in (None, "search", "encode"):
+        refuse("--recall", "given with --task search or encode", f"--task {task}")
+    return "encode", (*settings, f"recall={recall:g}")
+
+
 OPTIONS = [
     click.option("--task", help="The task; by default the method's own, else probe."),
     click.option("--target", metavar="COLUMN", help="Column to predict; default: the last."),
@@ -56,7 +67,8 @@ OPTIONS = [
     ),
     click.option("--setting", "settings", multiple=True, metavar="NAME",
                  help="Change the training part: noise=0.4, imbalance=20, unseen (train); "
-                 "shots=5, unseen, noise=0.4, imbalance=20, transductive, zero_shot (probe)."),
+                 "shots=5, unseen, noise=0.4, imbalance=20, transductive, zero_shot (probe); "
+                 "recall=0.95 or bytes=48 (encode)."),
     click.option("--labels-metric", metavar="FILE",
                  help="Distances between classes: a CSV matrix, or a JSON tree."),
     click.option("--descriptions", metavar="FILE", help="JSON: class to a list of phrases."),
@@ -117,6 +129,7 @@ def show(board: Board, folder: str, ledger: str | None, *, as_json: bool) -> Non
     from etude.lab.ledger import Ledger
     from etude.lab.report import write_report
     from etude.lab.table import board_json, leaderboard
+    from etude.lab.trade import trade
 
     path = write_report(board, Ledger(ledger).rows(board.run.id), folder)
     if as_json:
@@ -124,6 +137,9 @@ def show(board: Board, folder: str, ledger: str | None, *, as_json: bool) -> Non
         return
     console = Console(width=80) if not Console().is_terminal else Console()
     console.print(leaderboard(board))
+    if board.task == "encode":
+        console.print()
+        console.print(trade(board))
     click.echo(f"report  {path}")
     click.echo(f"keep    etude keep {board.run.id} --to winner")
     click.echo("serve   etude serve winner")

@@ -127,7 +127,11 @@ def best_knobs(plan: Plan, rows: Sequence[Row], name: str) -> dict[str, Any]:
             key = json.dumps(dict(row.params), sort_keys=True)
             scores.setdefault(key, []).append(math.nan if row.value is None else row.value)
     sign = 1 if plan.better == "higher" else -1
+    # Where a task chose by itself, the seeds may differ: what most of them chose counts.
+    most = max(map(len, scores.values()), default=0)
     whole = {
-        key: sign * sum(v) / len(v) for key, v in scores.items() if not any(map(math.isnan, v))
+        key: sign * sum(v) / len(v)
+        for key, v in scores.items()
+        if len(v) == most and not any(map(math.isnan, v))
     }
     return json.loads(max(whole, key=lambda key: whole[key])) if whole else {}

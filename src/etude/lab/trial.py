@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -155,6 +156,8 @@ class Trial:
             self._row(part, setting, knobs, metric, float(value), fit_s, infer_s, predictor.n_bytes)
             for metric, value in values.items()
         ]
+        # a task may choose more than was given: what it chose is what to keep
+        rows = [replace(row, params={**knobs, **predictor.knobs}) for row in rows]
         self._write(rows)
         return values
 

@@ -16,7 +16,9 @@ __all__ = [
     "task_of",
 ]  # fmt: skip
 
-TASKS = {"probe": "Probe", "train": "Train", "search": "Search", "detect": "Detect"}
+TASKS = {
+    "probe": "Probe", "train": "Train", "search": "Search", "detect": "Detect", "encode": "Encode",
+}  # fmt: skip
 
 
 def get_task(name: str, settings: Sequence[str] = ()) -> Task:

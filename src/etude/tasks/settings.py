@@ -48,6 +48,13 @@ RULES: dict[str, Rule] = {
     ),
     "shots": Rule("so many training rows a class", "5", 1, 10_000, whole=True),
     "transductive": Rule("methods may look at all rows of the test part at once, unlabeled"),
+    "recall": Rule(
+        "an index takes its cheapest setting that finds so large a share of the ten best",
+        "0.95",
+        0.1,
+        1.0,
+    ),
+    "bytes": Rule("a code takes at most so many bytes a vector", "48", 1, 1_000_000),
     "zero_shot": Rule("no labels are learned from: methods get the names of the classes"),
 }
 ALONE = "zero_shot"  # has no training labels that another setting could change

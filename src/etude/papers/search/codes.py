@@ -1,15 +1,10 @@
-"""Vectors as codes of one bit a dimension: the signs after a random rotation.
+"""Vectors as codes of one bit a dimension: the codes of ``retrieval.bidr`` without a codebook.
 
-The rotation spreads what a vector says over all dimensions, so that each sign carries as much as
-another; the share of signs in which two unit vectors differ then estimates their angle,
-
-    E[differing / D] = angle / pi.                                          (1)
-
-The nearest by code are candidates only: ``Index`` reads their vectors and ranks them by the
-exact inner product.
-
-Source of (1): M. Charikar, "Similarity estimation techniques from rounding algorithms", STOC
-2002.
+A code holds the signs of a randomly rotated vector, so that each says as much as another, and has
+a factor of its own: with it the signs' inner product with the rotated query estimates that of the
+vectors (``core.codec``). Two steps find candidates. Counting unlike bits, one instruction for 64
+of them, leaves the nearest few of a hundred; the estimates, from a table of what each byte of a
+code is worth, leave those that ``ranking`` reads the vectors of.
 """
 
 from __future__ import annotations
@@ -18,25 +13,27 @@ from functools import cache
 
 import numpy as np
 
-__all__ = ["encode_bits"]
+from etude.core.codec import Codec, random_rotation
+
+__all__ = ["ask", "encode"]
+
+SEED = 384
 
 
 @cache
-def rotation(dim: int) -> np.ndarray:
-    """A (D, 64 ceil(D / 64)) float32 map with orthogonal rows, the same everywhere."""
-    wide = -(-dim // 64) * 64
-    noise = np.random.default_rng(384).standard_normal((wide, wide))
-    q, r = np.linalg.qr(noise)
-    # The signs of r's diagonal are LAPACK's choice; with them fixed q is unique.
-    return (q * np.sign(np.diag(r)))[:dim].astype(np.float32)
+def codec(dim: int) -> Codec:
+    """The same everywhere; without a center, so that codes of all segments can be compared."""
+    return Codec(random_rotation(dim, SEED), np.zeros(dim, np.float32))
 
 
-def encode_bits(vectors: np.ndarray) -> np.ndarray:
-    """(N, D) vectors -> (N, ceil(D / 64)) uint64 codes, in pieces that fit the cache."""
-    n, dim = vectors.shape
-    codes = np.empty((n, -(-dim // 64)), np.uint64)
-    for start in range(0, n, 8192):
-        turned = np.asarray(vectors[start : start + 8192], np.float32) @ rotation(dim)
-        bits = np.packbits(turned > 0, axis=1, bitorder="little")
-        codes[start : start + 8192] = bits.view(np.uint64)
-    return codes
+def encode(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) vectors -> codes (N, ceil(D / 64)) uint64 and factors (N,) float32."""
+    codes, factors = codec(vectors.shape[1]).encode(np.asarray(vectors))
+    return codes.view(np.uint64), factors
+
+
+def ask(vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A query (D,) float32 -> its own code (W,) uint64, and the table (8 W, 256) float32."""
+    table, signs, _ = codec(len(vector)).ask(vector)
+    assert signs is not None
+    return signs.view(np.uint64), np.ascontiguousarray(table, np.float32)

@@ -27,7 +27,7 @@ __all__ = [
     "write_array", "write_manifest",
 ]  # fmt: skip
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 Manifest = dict[str, Any]
 

@@ -79,7 +79,7 @@ def expanded(
         shares.append(counts[telling] / max(int(counts[telling].sum()), 1))
     terms, at = np.unique(np.concatenate(found), return_inverse=True)
     mass = np.bincount(at, np.concatenate(shares), minlength=len(terms))
-    n = now.frequencies(terms)
+    n = now.frequencies(terms, living=False)
     idf = np.log(1 + (now.n - np.minimum(n, now.n) + 0.5) / (n + 0.5))
     value = mass * idf * (n > 1)
     chosen = np.argsort(-value, kind="stable")[: recipe.terms]

@@ -88,8 +88,9 @@ def _placed(
     arrays: dict[str, np.ndarray], path: Path, name: str, files: dict[str, list[Any]]
 ) -> Segment:
     # Codes are read whole by every query: they are kept in memory, all else is mapped.
-    segment = Segment(arrays | {"codes": np.array(arrays["codes"])})
+    small = {name: np.array(arrays[name]) for name in ("codes", "factors")}
+    segment = Segment(arrays | small)
     segment.home, segment.name, segment.files = path, name, files
-    maps = (getattr(arrays[n], "_mmap", None) for n in ("vectors", "tokens"))
+    maps = (getattr(values, "_mmap", None) for n, values in arrays.items() if n not in small)
     segment.maps = tuple(m for m in maps if m is not None)
     return segment

@@ -7,22 +7,33 @@ threads at once. All arrays that they read may be memory maps and are read-only.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numba.extending import intrinsic
 
 __all__ = [
     "add_words", "best_rows", "count_alive", "distances", "make_postings", "nearest_rows",
-    "phrase_rows", "score_rows",
+    "phrase_rows", "products", "score_rows",
 ]  # fmt: skip
 
 TITLE = 128  # the bit of a posting's mark that says: in the title too
 MOST = 127  # occurrences in a document that are told apart
+BLOCK = 64  # rows whose highest score is looked at first
 
 
 @intrinsic
 def _ones(typing, word):  # type: ignore[no-untyped-def]
     """The number of one-bits of a 64-bit word, as one instruction."""
     return word(word), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+@intrinsic
+def _as_float(typing, word):  # type: ignore[no-untyped-def]
+    """The float32 that has the bits of an uint32."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], context.get_value_type(types.float32))
+
+    return types.float32(types.uint32), generate
 
 
 @njit(nogil=True, cache=True)
@@ -78,44 +89,53 @@ def add_words(scores, rows, marks, norms, weight, title, k1):  # type: ignore[no
         scores[row] += weight * tf * (k1 + np.float32(1.0)) / (tf + norms[row])
 
 
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+def highest_of_blocks(scores):  # type: ignore[no-untyped-def]
+    """The highest of each BLOCK of (N,) float32 scores; "nnan": comparing whole registers."""
+    n = len(scores)
+    found = np.empty((n + BLOCK - 1) // BLOCK, np.float32)
+    for block in range(len(found)):
+        part = scores[block * BLOCK : min((block + 1) * BLOCK, n)]
+        highest = np.float32(0.0)
+        for i in range(len(part)):
+            highest = max(highest, part[i])
+        found[block] = highest
+    return found
+
+
 @njit(nogil=True, cache=True)
 def best_rows(scores, mask, k):  # type: ignore[no-untyped-def]
     """The rows of the `k` highest scores above 0 (equal ones: the first), in order of rows.
 
-    mask (N,) bool says which rows count; an empty one counts all.
+    mask (N,) bool says which rows count, an empty one counts all; the others' scores become 0.
     """
-    n, every = len(scores), len(mask) == 0
-    highest = np.float32(0.0)
-    for row in range(n):
-        if (every or mask[row]) and scores[row] > highest:
-            highest = scores[row]
-    if highest <= 0 or k < 1:
-        return np.empty(0, np.int64)
-    # A histogram finds the bin of the k-th score; only what is in that bin is sorted.
-    bins = 4096
-    scale = np.float32(bins - 1) / highest
-    counts = np.zeros(bins, np.int64)
-    for row in range(n):
-        if scores[row] > 0 and (every or mask[row]):
-            counts[int(scores[row] * scale)] += 1
-    above, cut = 0, bins - 1
-    while cut > 0 and above + counts[cut] < k:
-        above += counts[cut]
-        cut -= 1
-    sure = np.empty(above, np.int64)
-    open_ = np.empty(counts[cut], np.int64)
-    a = o = 0
-    for row in range(n):
-        if scores[row] > 0 and (every or mask[row]):
-            place = int(scores[row] * scale)
-            if place > cut:
-                sure[a] = row
-                a += 1
-            elif place == cut:
-                open_[o] = row
-                o += 1
-    order = np.argsort(-scores[open_], kind="mergesort")
-    return np.sort(np.concatenate((sure, open_[order[: k - above]])))
+    n = len(scores)
+    for row in range(len(mask)):
+        scores[row] = scores[row] if mask[row] else np.float32(0.0)
+    highest = highest_of_blocks(scores)
+    # The k-th of the blocks' highest is no higher than the k-th score: other blocks are skipped.
+    bar = np.partition(highest, len(highest) - k)[len(highest) - k] if len(highest) > k else 0
+    rows = np.empty(BLOCK * np.sum((highest >= bar) & (highest > 0)), np.int64)
+    held = 0
+    for block in range(len(highest)):
+        if highest[block] >= bar and highest[block] > 0:
+            for row in range(block * BLOCK, min((block + 1) * BLOCK, n)):
+                if scores[row] >= bar and scores[row] > 0:
+                    rows[held] = row
+                    held += 1
+    rows = rows[:held]
+    if held <= k:
+        return rows
+    found = scores[rows]
+    bar = np.partition(found, held - k)[held - k]
+    spare = k - np.sum(found > bar)  # places for those exactly at the bar
+    kept = 0
+    for i in range(held):
+        if found[i] > bar or (found[i] == bar and spare > 0):
+            spare -= found[i] == bar
+            rows[kept] = rows[i]
+            kept += 1
+    return rows[:kept]
 
 
 @njit(nogil=True, cache=True)
@@ -162,6 +182,26 @@ def nearest_rows(found, counts, k):  # type: ignore[no-untyped-def]
     return rows
 
 
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def products(vectors, rows, query, found):  # type: ignore[no-untyped-def]
+    """Fill (R,) float32 `found` with the inner products of a query (D,) float32 and some vectors.
+
+    vectors (N, D) are float16 seen as uint16: a half is a float whose exponent is 112 less. The
+    query takes part of that up first, so that no product is too small for a float.
+    """
+    query = query * np.float32(2.0**60)
+    for i in range(len(rows)):
+        row = rows[i]
+        total = np.float32(0.0)
+        for d in range(len(query)):
+            half = np.uint32(vectors[row, d])
+            bits = ((half & np.uint32(0x8000)) << np.uint32(16)) | (
+                (half & np.uint32(0x7FFF)) << np.uint32(13)
+            )
+            total += _as_float(bits) * query[d]  # type: ignore[call-arg]
+        found[i] = total * np.float32(2.0**52)
+
+
 @njit(nogil=True, cache=True)
 def phrase_rows(tokens, offsets, n_fields, first, last, phrase, mask):  # type: ignore[no-untyped-def]
     """Take rows out of `mask` whose fields `first` to `last` do not hold the phrase of terms."""
@@ -195,35 +235,29 @@ def count_alive(rows, alive):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def score_rows(  # type: ignore[no-untyped-def]
-    tokens, offsets, n_fields, rows, places, weights, norms, title, k1, n_terms
-):
-    """(R,) float32 BM25 of some rows, from their words: what ``add_words`` adds up for all.
+def score_rows(scores, wanted, rows, marks, norms, weight, title, k1):  # type: ignore[no-untyped-def]
+    """Add one term's BM25 to (R,) float32 scores of the `wanted` rows, as ``add_words`` does.
 
-    places (M,) are the terms that count, with weights (M,) float32.
+    wanted and rows, the term's postings, ascend; what lies between is leapt over.
     """
-    m = len(places)
-    lookup = np.full(n_terms, -1, np.int16)
-    for j in range(m):
-        lookup[places[j]] = j
-    scores = np.zeros(len(rows), np.float32)
-    counts = np.zeros(m, np.int64)
-    titled = np.zeros(m, np.bool_)
-    for i in range(len(rows)):
-        row = rows[i]
-        counts[:] = 0
-        titled[:] = False
-        title_end = offsets[row * n_fields + 1]
-        for at in range(offsets[row * n_fields], offsets[row * n_fields + 2]):
-            j = lookup[tokens[at]]
-            if j >= 0:
-                counts[j] += 1
-                if at < title_end:
-                    titled[j] = True
-        for j in range(m):
-            if counts[j] > 0:
-                tf = np.float32(min(counts[j], MOST))
-                if titled[j]:
-                    tf += title
-                scores[i] += weights[j] * tf * (k1 + np.float32(1.0)) / (tf + norms[row])
-    return scores
+    at, n = 0, len(rows)
+    for i in range(len(wanted)):
+        row = wanted[i]
+        step = 1
+        while at + step < n and rows[at + step] <= row:
+            at += step
+            step *= 2
+        # The row is in at..at + step, if it is there at all.
+        last = min(at + step, n)
+        while at + 1 < last:
+            middle = (at + last) // 2
+            if rows[middle] <= row:
+                at = middle
+            else:
+                last = middle
+        if at < n and rows[at] == row:
+            mark = marks[at]
+            tf = np.float32(mark & MOST)
+            if mark & TITLE:
+                tf += title
+            scores[i] += weight * tf * (k1 + np.float32(1.0)) / (tf + norms[row])

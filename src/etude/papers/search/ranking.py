@@ -6,17 +6,26 @@ import math
 
 import numpy as np
 
-from etude.papers.search.codes import encode_bits
+from etude.core.nearest import highest
+from etude.papers.search.codes import ask
 from etude.papers.search.conditions import Filter, allowed
 from etude.papers.search.fusion import RECIPE, Recipe, expanded, fused
-from etude.papers.search.kernels import add_words, best_rows, distances, nearest_rows, score_rows
+from etude.papers.search.kernels import (
+    add_words,
+    best_rows,
+    distances,
+    nearest_rows,
+    products,
+    score_rows,
+)
 from etude.papers.search.query import Query
 from etude.papers.search.snapshot import K1, Snapshot
 from etude.papers.search.words import term
 
 __all__ = ["nearest", "ranked"]
 
-CANDIDATES = 2_000  # nearest by code, at least, whose vectors are read
+NEAR = 10_000  # documents of the fewest unlike bits, at least, that are estimated
+CANDIDATES = 2_000  # of the highest estimates, at least, whose vectors are read
 TITLE = np.float32(1.0)  # what a word's presence in the title adds to its occurrences
 
 
@@ -44,10 +53,7 @@ def ranked(
     meaning[np.searchsorted(union, near)] = products
     rest = np.isin(union, near, assume_unique=True, invert=True)
     meaning[rest] = exact(now, vector, union[rest])
-    words = np.zeros(len(union), np.float32)
-    places, rows = now.split(union)
-    for place in np.unique(places):
-        words[places == place] = every[place][rows[places == place]]
+    words = now.each_of(union, lambda place, rows: every[place][rows])
     mixed = fused(words, meaning, recipe.share)
     if recipe.feedback and query:
         best = union[np.argsort(-mixed, kind="stable")[: recipe.feedback]]
@@ -58,27 +64,30 @@ def ranked(
     return union[order], mixed[order]
 
 
-def weighed(now: Snapshot, query: dict[int, float]) -> dict[int, np.float32]:
-    """The query's weights by term, times the terms' inverse frequencies."""
-    weights = {}
-    for word, value in query.items():
-        n = now.frequency(word)
-        weights[word] = np.float32(value * math.log(1 + (now.n - n + 0.5) / (n + 0.5)))
-    return weights
+Weights = tuple[list[np.ndarray], np.ndarray]  # each segment's places of the terms, their weights
+
+
+def weighed(now: Snapshot, query: dict[int, float]) -> Weights:
+    """The query's weights (M,) float32 by term, times the terms' inverse frequencies."""
+    words = np.fromiter(query, np.uint64, len(query))
+    places = now.places(words)
+    n = now.frequencies(words, places)
+    idf = np.log(1 + (now.n - n + 0.5) / (n + 0.5))
+    return places, (np.fromiter(query.values(), float, len(query)) * idf).astype(np.float32)
 
 
 def by_words(
     now: Snapshot, query: dict[int, float], masks: list[np.ndarray], depth: int
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Numbers and scores of the best `depth` documents by BM25, and each segment's scores."""
-    weights = weighed(now, query)
+    places, weights = weighed(now, query)
 
     def work(place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         segment = now.segments[place]
         scores = np.zeros(len(segment), np.float32)
-        for number, weight in weights.items():
-            rows, marks = segment.postings(number)
-            if len(rows):
+        for at, weight in zip(places[place], weights, strict=True):
+            if at >= 0:
+                rows, marks = segment.postings_at(at)
                 add_words(scores, rows, marks, now.norms[place], weight, TITLE, np.float32(K1))
         rows = best_rows(scores, masks[place], depth)
         return rows + now.bases[place], scores[rows], scores
@@ -90,41 +99,59 @@ def by_words(
 
 def words_at(now: Snapshot, query: dict[int, float], numbers: np.ndarray) -> np.ndarray:
     """(N,) float32 BM25 scores of some documents."""
-    weights = weighed(now, query)
-    scores = np.zeros(len(numbers), np.float32)
-    places, rows = now.split(numbers)
-    for place in np.unique(places):
+    places, weights = weighed(now, query)
+
+    def work(place: int, rows: np.ndarray) -> np.ndarray:
         segment = now.segments[place]
-        at = [(segment.place(word), weight) for word, weight in weights.items()]
-        at = [(p, weight) for p, weight in at if p >= 0]
-        here = places == place
-        scores[here] = score_rows(
-            segment["tokens"], segment["offsets"], 4, rows[here],
-            np.array([p for p, _ in at], np.int64), np.array([w for _, w in at], np.float32),
-            now.norms[place], TITLE, np.float32(K1), len(segment["terms"]),
-        )  # fmt: skip
-    return scores
+        scores = np.zeros(len(rows), np.float32)
+        for at, weight in zip(places[place], weights, strict=True):
+            if at >= 0:
+                held, marks = segment.postings_at(at)
+                norms = now.norms[place]
+                score_rows(scores, rows, held, marks, norms, weight, TITLE, np.float32(K1))
+        return scores
+
+    return now.each_of(numbers, work)
 
 
 def by_meaning(
     now: Snapshot, vector: np.ndarray, masks: list[np.ndarray], depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and inner products of the best `depth` documents: by code, then by vector."""
-    n = max(CANDIDATES, 4 * depth)
-    code = encode_bits(vector[None])[0]
+    """Numbers and inner products of the best `depth` documents: by code, then by vector.
 
-    def work(place: int) -> tuple[np.ndarray, np.ndarray]:
+    The codes leave the NEAR documents with the fewest unlike bits, then of these the CANDIDATES
+    of the highest estimates.
+    """
+    from etude.core.scan import table_scores_at
+
+    code, table = ask(vector)
+    n_near, n_candidates = max(NEAR, 8 * depth), max(CANDIDATES, 4 * depth)
+
+    def count(place: int) -> tuple[np.ndarray, np.ndarray]:
         segment = now.segments[place]
         mask = masks[place]
         if not segment.all_encoded:
             mask = segment["encoded"] & mask if len(mask) else segment["encoded"]
-        found = np.empty(len(segment), np.uint16)
-        counts = distances(segment["codes"], code, mask, found)
-        rows = nearest_rows(found, counts, n)
-        return rows + now.bases[place], found[rows]
+        unlike = np.empty(len(segment), np.uint16)
+        return unlike, distances(segment["codes"], code, mask, unlike)
 
-    numbers, _ = _best(now.each(work), n, 1)
-    numbers = np.sort(numbers)
+    counted = now.each(count)
+    # Up to which distance the near documents of all segments reach; equal ones all take part.
+    total = np.cumsum(sum(counts for _, counts in counted)) if counted else np.zeros(1)
+    radius = int(np.searchsorted(total, min(n_near, total[-1])))
+
+    def estimate(place: int) -> tuple[np.ndarray, np.ndarray]:
+        segment = now.segments[place]
+        unlike, counts = counted[place]
+        rows = nearest_rows(unlike, counts, min(int(counts[: radius + 1].sum()), n_near))
+        rough = np.empty(len(rows), np.float32)
+        table_scores_at(segment["codes"].view(np.uint8), rows, table, rough)
+        return rows + now.bases[place], segment["factors"][rows] * rough
+
+    parts = now.each(estimate)
+    numbers = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int64)
+    if len(numbers) > n_candidates:
+        numbers = numbers[highest(np.concatenate([part[1] for part in parts]), n_candidates)]
     return _best([(numbers, exact(now, vector, numbers))], depth, -1)
 
 
@@ -142,11 +169,16 @@ def _best(
 
 def exact(now: Snapshot, vector: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Inner products with documents' vectors, read from where they are kept; NaN without one."""
-    if not len(numbers):
-        return np.empty(0, np.float32)
-    scores: np.ndarray = now.gather("vectors", numbers).astype(np.float32) @ vector
-    scores[~now.gather("encoded", numbers)] = np.nan
-    return scores
+
+    def work(place: int, rows: np.ndarray) -> np.ndarray:
+        segment = now.segments[place]
+        scores = np.empty(len(rows), np.float32)
+        products(segment["vectors"].view(np.uint16), rows, vector, scores)
+        if not segment.all_encoded:
+            scores[~segment["encoded"][rows]] = np.nan
+        return scores
+
+    return now.each_of(numbers, work)
 
 
 def nearest(now: Snapshot, vector: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,8 @@ file ``<name>.npy`` where the index is kept in a folder:
     low, high (N,) int32: first and last day that the date may mean, as 20261124; 0 if unknown
     family (N,) uint64, runnable (N,) bool, sums (N, 16) uint8: facts of the documents
     ids (B,) uint8, id_offsets (N+1,), id_keys (N,) uint64 sorted, id_rows (N,): the ids
-    vectors (N, D) float16, codes (N, W) uint64, encoded (N,) bool: the meaning
+    vectors (N, D) float16, encoded (N,) bool: the meaning
+    codes (N, W) uint64, factors (N,) float32: the same in short (``codes``)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from etude.papers.search.codes import encode_bits
+from etude.papers.search.codes import encode
 from etude.papers.search.document import Document
 from etude.papers.search.kernels import make_postings
 from etude.papers.search.words import EMPTY, names, split, stem, term
@@ -42,7 +43,7 @@ class Segment:
     `maps`, `home`, `name`, `files` and `dead` say where it is kept (``keeping``).
     """
 
-    maps: tuple[mmap, ...] = ()  # of what a search reads here and there
+    maps: tuple[mmap, ...] = ()
     home: Path | None = None
     name: str = ""
     files: dict[str, list[Any]]
@@ -67,9 +68,20 @@ class Segment:
         at = int(np.searchsorted(terms, np.uint64(word)))
         return at if at < len(terms) and int(terms[at]) == word else -1
 
+    def places(self, words: np.ndarray) -> np.ndarray:
+        """(M,) int64 where each of (M,) uint64 terms is among the segment's terms, or -1."""
+        terms = self.arrays["terms"]
+        if not len(terms):
+            return np.full(len(words), -1)
+        at = np.minimum(np.searchsorted(terms, words), len(terms) - 1)
+        return np.where(terms[at] == words, at, -1)
+
     def postings(self, word: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and marks of a term; empty where no document has it."""
-        at = self.place(word)
+        return self.postings_at(self.place(word))
+
+    def postings_at(self, at: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and marks of the term at a place."""
         start, stop = (0, 0) if at < 0 else map(int, self.arrays["starts"][at : at + 2])
         return self.arrays["rows"][start:stop], self.arrays["marks"][start:stop]
 
@@ -140,9 +152,9 @@ def make_segment(documents: Iterable[Document], vectors: np.ndarray, has: np.nda
         "low": np.array(low, np.int32), "high": np.array(high, np.int32),
         "family": np.array(families, np.uint64), "runnable": np.array(runnable, bool),
         "sums": np.frombuffer(b"".join(sums), np.uint8).reshape(-1, 16),
-        "vectors": np.asarray(vectors, np.float16), "codes": encode_bits(vectors),
-        "encoded": np.asarray(has, bool),
+        "vectors": np.asarray(vectors, np.float16), "encoded": np.asarray(has, bool),
     }  # fmt: skip
+    arrays["codes"], arrays["factors"] = encode(vectors)
     words = np.fromiter(known, np.uint64, len(known))
     return _finished(
         words, np.frombuffer(tokens, np.uint32), np.frombuffer(offsets, np.int64), ids, arrays
@@ -160,7 +172,9 @@ def join(segments: Sequence[Segment], alive: Sequence[np.ndarray]) -> Segment:
         tokens.append(place[segment["tokens"][whole]])
         sizes.append(size[kept].ravel())
         ids += [segment.id_of(int(row)) for row in np.flatnonzero(kept)]
-    names_ = ("low", "high", "family", "runnable", "sums", "vectors", "codes", "encoded")
+    names_ = (
+        "low", "high", "family", "runnable", "sums", "vectors", "codes", "factors", "encoded"
+    )  # fmt: skip
     arrays = {
         name: np.concatenate([s[name][kept] for s, kept in zip(segments, alive, strict=True)])
         for name in names_

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
-from mmap import MADV_DONTNEED
+from mmap import MADV_DONTNEED, PAGESIZE
 from typing import TypeVar
 
 import numpy as np
 
+from etude.core.nearest import in_threads
 from etude.papers.search.kernels import count_alive
 from etude.papers.search.segment import Segment
 
@@ -20,12 +20,18 @@ __all__ = ["B", "K1", "Snapshot"]
 K1 = 1.2  # how soon further occurrences of a word stop to count
 B = 0.75  # how much a longer document needs more of them
 MANY = 50_000  # documents from which on segments are searched by several threads
+MOST_THREADS = 8
+MOST_MAPPED = 1_500_000_000  # bytes of files in memory, beside some 350 MB of the process itself
 T = TypeVar("T")
 
 
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "etude-search")
+def _mapped() -> float:
+    """Bytes of files that are in this process's memory; without an answer, as if too many."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[2]) * PAGESIZE
+    except (OSError, ValueError, IndexError):
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -60,29 +66,44 @@ class Snapshot:
 
     def each(self, work: Callable[[int], T]) -> list[T]:
         """`work` of every segment's place, by several threads where there are many documents."""
-        places = range(len(self.segments))
-        if self.n < MANY or len(places) < 2:
-            return [work(place) for place in places]
-        return list(_pool().map(work, places))
+        n = len(self.segments)
+        n_threads = 1 if self.n < MANY else min(MOST_THREADS, os.cpu_count() or 1)
+        found = in_threads(lambda a, b: [work(place) for place in range(a, b)], n, n_threads)
+        return [one for part in found for one in part]
 
-    def frequency(self, word: int) -> int:
-        """The number of living documents that hold a term in title or text."""
-        total = 0
-        for segment, alive in zip(self.segments, self.alive, strict=True):
-            rows, _ = segment.postings(word)
-            total += count_alive(rows, alive) if len(alive) else len(rows)
-        return total
+    def each_of(
+        self, numbers: np.ndarray, work: Callable[[int, np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """(N,) float32 of documents' numbers: work(place, rows) of every segment with some."""
+        found = np.empty(len(numbers), np.float32)
+        # A stable order by number keeps each segment's rows together, whatever order they have.
+        order = np.argsort(numbers, kind="stable")
+        ends = np.searchsorted(numbers[order], self.bases)
+        for place in np.flatnonzero(np.diff(ends)):
+            here = order[ends[place] : ends[place + 1]]
+            found[here] = work(int(place), numbers[here] - self.bases[place])
+        return found
 
-    def frequencies(self, words: np.ndarray) -> np.ndarray:
-        """The documents that hold each of (M,) uint64 terms, those that died counted too."""
+    def places(self, words: np.ndarray) -> list[np.ndarray]:
+        """Where each of (M,) uint64 terms is in each segment, or -1."""
+        return [segment.places(words) for segment in self.segments]
+
+    def frequencies(
+        self, words: np.ndarray, places: list[np.ndarray] | None = None, *, living: bool = True
+    ) -> np.ndarray:
+        """(M,) int64: the documents that hold each of (M,) uint64 terms in title or text.
+
+        With `living` those that died are left out, which takes a look at each. `places` are
+        those of the terms, where they are known.
+        """
         total = np.zeros(len(words), np.int64)
-        for segment in self.segments:
-            terms = segment["terms"]
-            if len(terms):
-                at = np.minimum(np.searchsorted(terms, words), len(terms) - 1)
-                total += np.where(
-                    terms[at] == words, segment["starts"][at + 1] - segment["starts"][at], 0
-                )
+        for place, at in enumerate(self.places(words) if places is None else places):
+            segment, alive = self.segments[place], self.alive[place]
+            if living and len(alive):
+                total += [count_alive(segment.postings_at(p)[0], alive) for p in at]
+            elif len(segment["terms"]):
+                starts = segment["starts"]
+                total += np.where(at >= 0, starts[at + 1] - starts[at], 0)
         return total
 
     def split(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,14 +124,15 @@ class Snapshot:
         return np.empty(0) if found is None else found
 
     def release(self) -> None:
-        """Let go of the mapped pages of vectors and words; they stay in the system's cache.
+        """Let go of the mapped pages once they are many; they stay in the system's cache.
 
         Each document that is looked at maps its neighbors too: without this, a process that
         answers many queries ends with all files in its memory.
         """
-        for segment in self.segments:
-            for mapped in segment.maps:
-                mapped.madvise(MADV_DONTNEED)
+        if _mapped() > MOST_MAPPED:
+            for segment in self.segments:
+                for mapped in segment.maps:
+                    mapped.madvise(MADV_DONTNEED)
 
     def ids(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of documents' numbers."""

@@ -95,6 +95,11 @@ def test_ppmi_of_full_width_gives_the_matrix_back(counts):
     want = np.linalg.eigh(ppmi)
     absolute = want[1] @ np.diag(np.abs(want[0])) @ want[1].T
     np.testing.assert_allclose(vectors @ vectors.T, absolute, atol=1e-10)
+    q = x.sum(0) ** 0.5
+    usual = np.log(x / np.outer(x.sum(1), q / q.sum())) - math.log(1.1)
+    singular = np.linalg.svd(np.maximum(usual, 0), compute_uv=False)
+    found = ppmi_svd(x, dim=7, shift=1.1, power=0.5)
+    np.testing.assert_allclose((found**2).sum(0), singular, atol=1e-10)
     shifted = np.maximum(pmi(x) - math.log(1.2), 0)
     singular = np.linalg.svd(shifted, compute_uv=False)
     np.testing.assert_allclose((ppmi_svd(x, dim=7, shift=1.2) ** 2).sum(0), singular, atol=1e-10)

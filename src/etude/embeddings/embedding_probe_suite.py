@@ -82,24 +82,22 @@ CARD = Card(
 Counts = Any  # (N, N) array or scipy sparse matrix
 
 
-def ppmi_svd(cooccurrence: Counts, *, dim: int = 50, shift: float = 1.0) -> np.ndarray:
+def ppmi_svd(
+    cooccurrence: Counts, *, dim: int = 50, shift: float = 1.0, power: float = 1.0
+) -> np.ndarray:  # fmt: skip
     """(N, dim) vectors of equation (1); zeros for words that never occur.
 
-    Args:
-        cooccurrence: (N, N) counts, at least 0; rows are words, columns contexts.
-        dim: width, at most N.
-        shift: k, at least 1.
+    `cooccurrence` (N, N) has words as rows, contexts as columns; `shift` is k, at least 1; with
+    `power` below 1 contexts have the shares of their counts to this power.
 
     Raises:
         EtudeError: counts that are no square matrix, negative, or all 0; a value out of range.
     """
     x = _counts(cooccurrence, dim)
     require(1 <= shift < math.inf, "shift", "at least 1", shift)
-    expected = np.outer(x.sum(1), x.sum(0)) / x.sum()
-    pmi = np.log(np.divide(x, expected, out=np.ones_like(x), where=x > 0))
-    u, s, _ = np.linalg.svd(np.where(x > 0, np.maximum(pmi - math.log(shift), 0), 0))  # (1)
-    vectors: np.ndarray = u[:, :dim] * np.sqrt(s[:dim])
-    return vectors
+    pmi = np.log(np.divide(x, _expected(x, shift, power), out=np.ones_like(x), where=x > 0))
+    u, s, _ = np.linalg.svd(np.maximum(pmi, 0))  # (1), of ones where nothing was counted
+    return np.asarray(u[:, :dim] * np.sqrt(s[:dim]))
 
 
 def sgns(
@@ -108,10 +106,8 @@ def sgns(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Word and context vectors, (N, dim) each, by L-BFGS on equation (2).
 
-    Args:
-        shift: k, negative samples a pair, above 0.
-        power: of the contexts' counts when negatives are drawn; 1 draws them as they occur.
-        n_steps: iterations; where counts are 0 the optimum is at minus infinity.
+    `shift` is k, negative samples a pair, above 0; with `power` 1 they are drawn as contexts
+    occur; `n_steps` iterations are made (where counts are 0 the optimum is minus infinity).
     """
     x = torch.from_numpy(_counts(cooccurrence, dim))
     words, contexts = _start((len(x), dim), (len(x), dim), seed=seed)
@@ -234,11 +230,16 @@ def weat(
     return float((x.mean() - y.mean()) / np.concatenate([x, y]).std(ddof=1))  # (8)
 
 
-def _sgns_loss(x: Tensor, shift: float, power: float) -> Callable[[Tensor], Tensor]:
+def _expected(x: np.ndarray, shift: float, power: float) -> np.ndarray:
+    """(N, N) k n_w q_c: what k draws of contexts, whatever the word, would count."""
     require(0 < shift < math.inf, "shift", "above 0", shift)
     require(0 <= power <= 1, "power", "in 0..1", power)
     q = x.sum(0) ** power
-    negative = shift * torch.outer(x.sum(1), q / q.sum())
+    return np.asarray(shift * np.outer(x.sum(1), q / q.sum()))
+
+
+def _sgns_loss(x: Tensor, shift: float, power: float) -> Callable[[Tensor], Tensor]:
+    negative = torch.from_numpy(_expected(x.numpy(), shift, power))
     return lambda s: -(x * logsigmoid(s) + negative * logsigmoid(-s)).sum() / x.sum()  # (2)
 
 
@@ -296,5 +297,4 @@ def _counts(cooccurrence: Counts, dim: int) -> np.ndarray:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     x = np.asarray(vectors, dtype=np.float64)
     require(x.ndim == 2 and bool(np.isfinite(x).all()), "vectors", "(N, D), finite", x)
-    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return unit
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))

@@ -12,7 +12,7 @@ $(VENV)/.user: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.user
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[text,site,postgres,ray,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[text,site,postgres,ray,milvus,dev]"
 	touch $@
 
 demo: $(VENV)/.user

@@ -204,6 +204,7 @@ def test_the_bench_learns_and_measures_rightly(monkeypatch):
     want = F.binary_cross_entropy_with_logits(logits["x"], logits["y"])
     assert line.log_loss == pytest.approx(float(want), abs=0.3)  # of the better of two rates
     assert line.n_bytes == 320 * 8 * 4
+    assert line.held_loss == pytest.approx(line.log_loss)  # here they are the same samples
 
 
 @pytest.mark.parametrize(

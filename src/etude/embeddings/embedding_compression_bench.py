@@ -126,7 +126,7 @@ class EmbeddingCompressionBench:
         """
         for part in (train, held, test):
             self._check(*part)
-        best: tuple[float, CompressionLine] | None = None
+        lines = []
         for lr in self.rates:
             net = _Network(self, kind, ratio, train[0])
             start = time.perf_counter()
@@ -138,14 +138,11 @@ class EmbeddingCompressionBench:
             start = time.perf_counter()
             logit = net(test[0])
             infer_s = time.perf_counter() - start
-            line = CompressionLine(
-                kind, ratio, lr, memory_bytes(net.table), train_bytes, _auroc(logit, test[1]),
+            lines.append(CompressionLine(
+                kind, ratio, lr, memory_bytes(net.table), train_bytes, loss, _auroc(logit, test[1]),
                 _log_loss(logit, test[1]), train_s, infer_s,
-            )  # fmt: skip
-            if best is None or loss < best[0]:
-                best = (loss, line)
-        assert best is not None
-        return best[1]
+            ))  # fmt: skip
+        return min(lines, key=lambda line: line.held_loss)
 
     def _train(self, net: _Network, lr: float, ids: Tensor, clicks: Tensor) -> None:
         generator = torch.Generator().manual_seed(self.seed)
@@ -180,6 +177,7 @@ class CompressionLine:
     lr: float
     n_bytes: int
     train_bytes: int
+    held_loss: float
     auroc: float
     log_loss: float
     train_s: float

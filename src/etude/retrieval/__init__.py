@@ -47,6 +47,15 @@ from etude.retrieval.multigrained_uncertainty import (
     NormalAugmenter,
 )
 from etude.retrieval.muvera import MuveraEncoder, chamfer, muvera_search
+from etude.retrieval.noise_aware_rerank_rag import (
+    Reranked,
+    RerankHead,
+    ToyMultimodalRAG,
+    adaptive_filter,
+    adaptive_threshold,
+    diffusion_noise,
+    noise_injected_loss,
+)
 from etude.retrieval.scaling_negatives_cir import (
     StaticNegativeBank,
     TwoStageCIRTrainer,
@@ -74,12 +83,18 @@ __all__ = [
     "MuveraEncoder",
     "NormalAugmenter",
     "RTDTrainer",
+    "RerankHead",
+    "Reranked",
     "StaticNegativeBank",
+    "ToyMultimodalRAG",
     "TwoStageCIRTrainer",
     "UCoFiA",
+    "adaptive_filter",
+    "adaptive_threshold",
     "chamfer",
     "chamfer_similarity",
     "conditional_recall_at_k",
+    "diffusion_noise",
     "dual_dynamic_inverted_softmax",
     "dual_inverted_softmax",
     "genecis_gallery",
@@ -94,6 +109,7 @@ __all__ = [
     "micro_average_precision",
     "mine_condition_triplets",
     "muvera_search",
+    "noise_injected_loss",
     "order_experiment",
     "patchify",
     "refined_concat",

@@ -41,6 +41,12 @@ from etude.retrieval.landmarks_v2_protocol import (
     mean_average_precision_at_k,
     micro_average_precision,
 )
+from etude.retrieval.lexlip import (
+    InvertedIndex,
+    LexiconEncoder,
+    flops_regularizer,
+    lexicon_bottleneck,
+)
 from etude.retrieval.multigrained_uncertainty import (
     ComposedRetriever,
     MultiGrainedUncertaintyLoss,
@@ -78,7 +84,9 @@ __all__ = [
     "ImageRAG",
     "InstanceBenchmark",
     "InteractiveSimilarityAggregation",
+    "InvertedIndex",
     "LandmarkProtocol",
+    "LexiconEncoder",
     "MultiGrainedUncertaintyLoss",
     "MuveraEncoder",
     "NormalAugmenter",
@@ -97,11 +105,13 @@ __all__ = [
     "diffusion_noise",
     "dual_dynamic_inverted_softmax",
     "dual_inverted_softmax",
+    "flops_regularizer",
     "genecis_gallery",
     "hub_offset",
     "hub_skewness",
     "k_spacing",
     "kmeans_tokens",
+    "lexicon_bottleneck",
     "local_intrinsic_dim",
     "locality_centric_batches",
     "make_instance_benchmark",

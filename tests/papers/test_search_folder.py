@@ -9,6 +9,7 @@ import pytest
 
 from etude.core import EtudeError
 from etude.papers.search import Document, Index
+from etude.papers.search import folder as disk
 from etude.papers.search.folder import write_manifest
 
 
@@ -47,6 +48,49 @@ def test_every_file_that_is_altered_is_named(tmp_path: Path) -> None:
                 Index.load(tmp_path)
         path.write_bytes(whole)
         Index.load(tmp_path)
+
+
+def test_what_was_checked_is_read_again_only_where_it_was_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Index.build(documents(0, 30), tmp_path, vectors=vectors(30))
+    read: list[str] = []
+    real = disk._file_sum
+    monkeypatch.setattr(disk, "_file_sum", lambda path: read.append(path.name) or real(path))
+    for _ in range(2):  # too young to be remembered
+        read.clear()
+        Index.load(tmp_path)
+        assert len(read) >= 20
+    monkeypatch.setattr(disk, "SETTLED", 0)
+    Index.load(tmp_path)
+    read.clear()
+    index = Index.load(tmp_path)
+    assert read == []
+    assert index.search("paper5")[0][0] == "d5"
+    path = next(tmp_path.rglob("marks.npy"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(EtudeError, match=r"marks\.npy is damaged"):
+        Index.load(tmp_path)
+    path.write_bytes(whole)
+    (tmp_path / "checked").write_text("[1")
+    read.clear()
+    Index.load(tmp_path)
+    assert len(read) >= 20
+
+
+def test_a_folder_that_is_read_only_is_read_whole_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Index.build(documents(0, 5), tmp_path)
+    monkeypatch.setattr(disk, "SETTLED", 0)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "write_text", refused)
+    assert len(Index.load(tmp_path)) == 5
+    assert not (tmp_path / "checked").exists()
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

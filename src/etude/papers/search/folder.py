@@ -4,6 +4,10 @@
 index before a change or after it. Segments are folders that are never altered; what died in one
 is a file of its own. Writers take turns by ``lock``. A file that is missing, truncated or altered
 is refused with its name.
+
+Reading gigabytes takes seconds: ``checked`` keeps the size, number and times of the files whose
+sums were found right, and of these nothing but that is compared again. A file that was written
+to since, or copied, has other times and is read.
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,12 +29,14 @@ import numpy as np
 from etude.core import EtudeError
 
 __all__ = [
-    "Manifest", "is_busy", "locked", "read_array", "read_manifest", "stamp", "sweep",
+    "Checked", "Manifest", "is_busy", "locked", "read_array", "read_manifest", "stamp", "sweep",
     "write_array", "write_manifest",
 ]  # fmt: skip
 
 FORMAT = 2
 NAME = "manifest.json"
+CHECKED = "checked"
+SETTLED = 1_000_000_000  # nanoseconds
 Manifest = dict[str, Any]
 
 
@@ -110,11 +118,49 @@ def write_array(folder: Path, name: str, values: np.ndarray) -> list[Any]:
     return [path.stat().st_size, _file_sum(path)]
 
 
-def read_array(folder: Path, name: str, entry: list[Any]) -> np.ndarray:
-    """Map ``<name>.npy`` after its size and sum were compared with the manifest's entry."""
+class Checked:
+    """The files of an index's folder whose sums were found right, and as what they were seen."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.known: dict[str, list[Any]] = {}
+        self.new = False
+        with suppress(OSError, ValueError, AttributeError):  # then everything is read
+            self.known = dict(json.loads((folder / CHECKED).read_text(encoding="utf-8")).items())
+
+    def holds(self, path: Path, entry: list[Any]) -> bool:
+        """Whether a file is as the manifest's entry says, by its sum or as it was seen before."""
+        status = path.stat()
+        seen = [
+            *entry, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+        ]  # fmt: skip
+        name = path.relative_to(self.folder).as_posix()
+        if self.known.get(name) == seen:
+            return True
+        if status.st_size != entry[0] or _file_sum(path) != entry[1]:
+            return False
+        # What was written a moment ago may be written to again without another time.
+        if time.time_ns() - status.st_ctime_ns > SETTLED:
+            self.known[name], self.new = seen, True
+        return True
+
+    def keep(self, names: Collection[str]) -> None:
+        """Remember the files of these names; where that is refused, they are read again."""
+        if self.new:
+            kept = {name: seen for name, seen in self.known.items() if name in names}
+            new = self.folder / f"{CHECKED}.{uuid.uuid4().hex[:8]}"
+            try:
+                new.write_text(json.dumps(kept), encoding="utf-8")
+                new.replace(self.folder / CHECKED)
+            except OSError:
+                new.unlink(missing_ok=True)
+
+
+def read_array(folder: Path, name: str, entry: list[Any], checked: Checked) -> np.ndarray:
+    """Map ``<name>.npy`` after it was compared with the manifest's entry."""
     path = folder / f"{name}.npy"
     try:
-        if path.stat().st_size != entry[0] or _file_sum(path) != entry[1]:
+        if not checked.holds(path, entry):
             _damaged(path)
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return found

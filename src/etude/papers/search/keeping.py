@@ -48,17 +48,18 @@ def read(path: Path, known: Iterable[Segment] = ()) -> tuple[Snapshot, dict[str,
     Raises:
         EtudeError: no index there, or a file is missing, truncated or altered.
     """
+    checked = disk.Checked(path)
     have = {segment.name: segment for segment in known if segment.home == path}
     for attempt in range(TRIES):
         manifest = disk.read_manifest(path)
         segments, deads = [], []
         try:
             for entry in manifest["segments"]:
-                segment = have.get(entry["name"]) or _mapped(path, entry["name"], entry["files"])
+                segment = have.get(entry["name"]) or _mapped(path, entry, checked)
                 dead = np.empty(0, np.int64)
                 if entry.get("dead"):
                     name, *sums = entry["dead"]
-                    dead = np.array(disk.read_array(path, name, sums))
+                    dead = np.array(disk.read_array(path, name, sums, checked))
                     segment.dead = (entry["dead"], dead)
                 segments.append(segment)
                 deads.append(dead)
@@ -68,6 +69,8 @@ def read(path: Path, known: Iterable[Segment] = ()) -> tuple[Snapshot, dict[str,
                 raise EtudeError(missing) from None
             continue
         break
+    names = {f"{e['name']}/{n}.npy" for e in manifest["segments"] for n in e["files"]}
+    checked.keep(names | {f"{e['dead'][0]}.npy" for e in manifest["segments"] if e.get("dead")})
     return Snapshot(tuple(segments), tuple(deads)), manifest["state"]
 
 
@@ -79,8 +82,9 @@ def _written(segment: Segment, path: Path) -> Segment:
     return _placed(arrays, path, name, files)
 
 
-def _mapped(path: Path, name: str, files: dict[str, list[Any]]) -> Segment:
-    arrays = {n: disk.read_array(path / name, n, entry) for n, entry in files.items()}
+def _mapped(path: Path, entry: dict[str, Any], checked: disk.Checked) -> Segment:
+    name, files = entry["name"], entry["files"]
+    arrays = {n: disk.read_array(path / name, n, sums, checked) for n, sums in files.items()}
     return _placed(arrays, path, name, files)
 
 

@@ -52,6 +52,7 @@ from etude.retrieval.multigrained_uncertainty import (
     MultiGrainedUncertaintyLoss,
     NormalAugmenter,
 )
+from etude.retrieval.multilevel_mel_matching import M3ELMatcher, intra_inter_contrastive
 from etude.retrieval.muvera import MuveraEncoder, chamfer, muvera_search
 from etude.retrieval.noise_aware_rerank_rag import (
     Reranked,
@@ -87,6 +88,7 @@ __all__ = [
     "InvertedIndex",
     "LandmarkProtocol",
     "LexiconEncoder",
+    "M3ELMatcher",
     "MultiGrainedUncertaintyLoss",
     "MuveraEncoder",
     "NormalAugmenter",
@@ -109,6 +111,7 @@ __all__ = [
     "genecis_gallery",
     "hub_offset",
     "hub_skewness",
+    "intra_inter_contrastive",
     "k_spacing",
     "kmeans_tokens",
     "lexicon_bottleneck",

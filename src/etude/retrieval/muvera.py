@@ -109,8 +109,8 @@ def _nearest_tokens(slots: np.ndarray, n_sets: int, k_sim: int) -> np.ndarray:
 class MuveraEncoder:
     """Fixed dimensional encodings, equations (2) to (5).
 
-    Queries and documents need the same `seed`: both sides share hyperplanes and projections.
-    The first repetitions of two encoders that differ only in `n_repetitions` are the same.
+    Queries and documents need the same `seed`: both share hyperplanes and projections. The first
+    repetitions of two encoders that differ only in `n_repetitions` are the same.
 
     Args:
         dim: width D of the token vectors (unit length in the paper's guarantee).
@@ -141,6 +141,7 @@ class MuveraEncoder:
         self.dim, self.k_sim, self.n_repetitions = dim, k_sim, n_repetitions
         self.projection_dim, self.final_dim = projection_dim, final_dim
         self.fill_empty, self.seed = fill_empty, seed
+        self._drawn: dict[np.dtype, tuple[list[Draw], list[sparse.csc_array]]] = {}  # at first use
 
     @property
     def block_dim(self) -> int:
@@ -158,8 +159,7 @@ class MuveraEncoder:
         float32 (and float16) tokens give float32, all others float64. Beside the result and the
         concatenated tokens this takes about WORK_BYTES (64 MiB) of memory, however many sets.
 
-        Raises:
-            EtudeError: no set, a set without tokens, a wrong width, values that are not finite.
+        Raises EtudeError: no set, a set without tokens, a wrong width, values not finite.
         """
         return self._encode(documents, "documents", is_query=False)
 
@@ -189,8 +189,11 @@ class MuveraEncoder:
 
     def _encode(self, sets: TokenSets, name: str, *, is_query: bool) -> np.ndarray:
         tokens, offsets = _flat(sets, name, self.dim)
-        draws = [self._draw(r, tokens.dtype) for r in range(self.n_repetitions)]
-        sketches = [] if self.final_dim is None else self._sketches(tokens.dtype)
+        if tokens.dtype not in self._drawn:
+            draws = [self._draw(r, tokens.dtype) for r in range(self.n_repetitions)]
+            sketches = [] if self.final_dim is None else self._sketches(tokens.dtype)
+            self._drawn[tokens.dtype] = draws, sketches
+        draws, sketches = self._drawn[tokens.dtype]
         n_sets, width = len(offsets) - 1, self.block_dim << self.k_sim
         codes = np.zeros((n_sets, self.code_dim), dtype=tokens.dtype)
         item = tokens.dtype.itemsize
@@ -236,9 +239,8 @@ class MuveraEncoder:
 def chamfer(queries: TokenSets, documents: TokenSets) -> np.ndarray:
     """Equation (1) for all pairs: (N_q, N_d) similarities, unnormalized; not symmetric.
 
-    Both sides as in ``MuveraEncoder.encode_documents``. Beside result and tokens this takes
-    about WORK_BYTES of memory, more only where one query times one document needs it. Raises
-    EtudeError as there, and where the two sides differ in width.
+    Both sides, and errors, as in ``MuveraEncoder.encode_documents``; they must be of one width.
+    Beside result and tokens this takes about WORK_BYTES, or one query times one document.
     """
     q, q_offsets = _flat(queries, "queries")
     p, p_offsets = _flat(documents, "documents", q.shape[1])
@@ -248,8 +250,7 @@ def chamfer(queries: TokenSets, documents: TokenSets) -> np.ndarray:
         for k, m in _chunks(np.diff(p_offsets) * (len(some) * similarities.itemsize), WORK_BYTES):
             block = some @ p[p_offsets[k] : p_offsets[m]].T
             best = np.maximum.reduceat(block, p_offsets[k:m] - p_offsets[k], axis=1)
-            # reduceat is ten times faster along contiguous rows, hence the copy.
-            best = np.ascontiguousarray(best.T)
+            best = np.ascontiguousarray(best.T)  # reduceat is ten times faster along rows
             similarities[i:j, k:m] = np.add.reduceat(best, q_offsets[i:j] - q_offsets[i], axis=1).T
     return similarities
 
@@ -276,8 +277,7 @@ def muvera_search(
     p, p_offsets = _flat(documents, "documents", q.shape[1])
     encoder = MuveraEncoder(q.shape[1]) if encoder is None else encoder
     codes = encoder.encode_documents(documents) if codes is None else codes
-    n_documents = len(p_offsets) - 1
-    shape = (n_documents, encoder.code_dim)
+    shape = (n_documents := len(p_offsets) - 1, encoder.code_dim)
     require(codes.shape == shape, "codes", f"the documents' encodings, of shape {shape}", codes)
     n_candidates = min(n_candidates, n_documents)
     ids = np.empty((len(q_offsets) - 1, min(n_results, n_candidates)), dtype=np.int64)

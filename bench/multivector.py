@@ -1,0 +1,249 @@
+"""Multi-vector search: MUVERA against exhaustive MaxSim, token search and PLAID.
+
+    pip install -e ".[text]"
+    ETUDE_DATA=folder python bench/multivector.py --cache /tmp/cache [--quick | --large]
+
+Documents: 60 token vectors each (all-MiniLM-L6-v2, 384 numbers, unit length) from abstracts of
+cranfield, cisi and med. A collection larger than the abstracts encoded is grown: a document
+takes its tokens from a real one, a third of them from one of another, each moved by half the
+difference of two tokens that stand together elsewhere, so that noise lies as real differences
+do. Queries are the collections' own, as long as they are; half of them choose the number of
+candidates, the other half is in the table. The truth is exact Chamfer over all documents.
+
+Contenders: exhaustive MaxSim as one product in torch and a maximum; MUVERA with its encodings
+searched exactly, and by the signs of the encodings first; both verify candidates by Chamfer.
+The heuristic takes the union of the documents of the tokens nearest to each query token; only
+its number of candidates is compared, its scan is that of MaxSim. PLAID is pylate 1.2.0's, run in
+an environment of its own: --plaid-python /path/to/bin/python. Encoding is timed against a port
+of the paper's equations to numpy, document by document.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from token_sets import T, grow, real_tokens
+
+from etude.core.nearest import Exact
+from etude.retrieval import BiGranularIndex
+from etude.retrieval.muvera import MuveraEncoder
+
+TOP, GOAL = 10, 0.9
+LADDER = (20, 50, 100, 200, 400, 800, 1600)
+GOALS: list[str] = []
+
+
+@dataclass
+class Contender:
+    name: str
+    search: Callable[[np.ndarray], np.ndarray]
+    build_s: float = 0.0
+    n_bytes: float = 0.0
+    recall: float = 1.0
+    rounds: list[float] = field(default_factory=list)
+
+
+def chamfer_of(tokens: torch.Tensor, query: np.ndarray) -> torch.Tensor:
+    """(N, T, D) and (Q, D) -> (N,) scores, in blocks that stay in the cache."""
+    asked, found = torch.from_numpy(query).T, []
+    for some in tokens.split(500):
+        scores = some.flatten(0, 1) @ asked
+        found.append(scores.unflatten(0, (-1, T)).amax(dim=1).sum(dim=1))
+    return torch.cat(found)
+
+
+def verified(tokens: torch.Tensor, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    scores = chamfer_of(tokens[torch.from_numpy(rows)], query)
+    return rows[scores.topk(min(TOP, len(rows))).indices.numpy()]
+
+
+def port(sets: list[np.ndarray], encoder: MuveraEncoder) -> np.ndarray:
+    """The paper's equations (2) to (5) as they stand, document by document."""
+    draws = [encoder._draw(r, np.dtype(np.float32)) for r in range(encoder.n_repetitions)]
+    n_buckets, out = 1 << encoder.k_sim, []
+    corners = np.array([[(b >> i) & 1 for i in range(encoder.k_sim)] for b in range(n_buckets)])
+    for tokens in sets:
+        blocks = []
+        for planes, projection in draws:
+            bits = (tokens @ planes > 0).astype(np.int64)
+            projected = tokens @ projection if projection is not None else tokens
+            for corner in corners:
+                unlike = (bits != corner).sum(axis=1)
+                inside = unlike == 0
+                part = projected[inside].mean(axis=0) if inside.any() else (
+                    projected[int(unlike.argmin())]
+                )  # fmt: skip
+                blocks.append(part)
+        out.append(np.concatenate(blocks))
+    return np.stack(out)
+
+
+def share(found: list[np.ndarray], true: np.ndarray) -> float:
+    pairs = zip(found, true, strict=True)
+    return float(np.mean([len(np.intersect1d(f, t)) / len(t) for f, t in pairs]))
+
+
+def fewest(name: str, candidates: Callable, queries: list, true: np.ndarray) -> tuple[int, float]:
+    """The least setting of the ladder whose candidates hold the goal, else the largest."""
+    for n in LADDER:
+        held = share([candidates(query, n) for query in queries], true)
+        if held >= GOAL:
+            break
+    print(f"{name}: {n} holds {held:.3f} of the ten best", flush=True)
+    return n, held
+
+
+def token_candidates(tokens: torch.Tensor, query: np.ndarray, n: int) -> np.ndarray:
+    """Documents of the n tokens nearest to each query token."""
+    scores = tokens.flatten(0, 1) @ torch.from_numpy(query).T
+    return np.unique(scores.topk(n, dim=0).indices.numpy() // T)
+
+
+def goal(name: str, value: float, good: bool, aim: str) -> None:
+    GOALS.append(f"{'met' if good else 'NOT MET':<8}{name}: {value:.2f}, goal {aim}")
+
+
+def encoding(documents: np.ndarray, encoder: MuveraEncoder, n_rounds: int) -> None:
+    some = documents[:100]
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(n_rounds):
+        started = time.perf_counter()
+        ours = encoder.encode_documents(some)
+        middle = time.perf_counter()
+        theirs = port(list(some), encoder)
+        times[0].append(middle - started)
+        times[1].append(time.perf_counter() - middle)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    ratio = statistics.median(times[1]) / statistics.median(times[0])
+    print(f"encoding 100 documents: {1e3 * statistics.median(times[0]):.0f} ms, the port "
+          f"{1e3 * statistics.median(times[1]):.0f} ms")  # fmt: skip
+    goal("encoding, of the port's rate", ratio, ratio >= 1, "at least 1")
+
+
+def plaid(python: str, documents: np.ndarray, queries: list, true: np.ndarray) -> float | None:
+    """Median ms a query of pylate's PLAID in its own environment."""
+    worker = Path(__file__).with_name("plaid_worker.py")
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/documents.npy", documents)
+        np.savez(f"{folder}/queries.npz", *queries)
+        done = subprocess.run(
+            [python, str(worker), folder], capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        print("PLAID failed: " + (done.stderr.strip().splitlines() or ["?"])[-1][:200])
+        return None
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    held = share([np.array(ids) for ids in told["ids"]], true)
+    span = f"{told['ms']:.1f} ({told['least']:.1f}-{told['most']:.1f})"
+    print(f"{'pylate PLAID':<30}{held:>8.3f}{told['build_s']:>9.1f}{'':>9}{span:>24}")
+    return float(told["ms"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True, help="folder for encoded texts")
+    parser.add_argument("--quick", action="store_true", help="2,000 documents")
+    parser.add_argument("--large", action="store_true", help="100,000 documents, 9 GB")
+    parser.add_argument("--abstracts", type=int, default=600)
+    parser.add_argument("--queries", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--each", type=int, default=6, help="queries a round")
+    parser.add_argument("--plaid-python", help="python of an environment with pylate 1.2.0")
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    options.cache.mkdir(parents=True, exist_ok=True)
+    n = 2000 if options.quick else 100_000 if options.large else 20_000
+    base, queries = real_tokens(options.cache, options.abstracts, options.queries)
+    documents, queries = grow(base, n), queries[: options.queries]
+    tokens = torch.from_numpy(documents)
+    half = len(queries) // 2
+    print(f"{n:,} documents of {T} tokens, {half} + {len(queries) - half} queries of "
+          f"{np.mean([len(q) for q in queries]):.0f} tokens", flush=True)  # fmt: skip
+    true = np.stack([chamfer_of(tokens, q).topk(TOP).indices.numpy() for q in queries])
+    encoder = MuveraEncoder(base.shape[2], k_sim=5, n_repetitions=20, projection_dim=16,
+                            final_dim=2560)  # fmt: skip
+    plain = MuveraEncoder(base.shape[2], k_sim=5, n_repetitions=20, projection_dim=16)
+    encoding(documents, plain, options.rounds)
+
+    started = time.perf_counter()
+    codes = encoder.encode_documents(documents)
+    exact, built = Exact(codes), time.perf_counter() - started
+    started = time.perf_counter()
+    signs = BiGranularIndex(codes.shape[1], n_near=2 * LADDER[-1]).add(codes)
+    also = built + time.perf_counter() - started
+
+    def by_codes(query: np.ndarray, n: int) -> np.ndarray:
+        return exact.search(encoder.encode_queries(query[None]), n)[0][0]
+
+    def by_signs(query: np.ndarray, n: int) -> np.ndarray:
+        signs.n_near, signs.n_verified = 4 * n, 2 * n
+        return signs.search(encoder.encode_queries(query[None]), n)[0][0]
+
+    tuning, ladders = (queries[:half], true[:half]), {}
+    for name, candidates in (("MUVERA", by_codes), ("MUVERA signs", by_signs)):
+        ladders[name] = fewest(name, candidates, *tuning)[0]
+    tested, wanted = queries[half:], true[half:]
+    per_token, _ = fewest("token search, a token", lambda q, k: token_candidates(tokens, q, k),
+                          *tuning)  # fmt: skip
+    heuristic = [token_candidates(tokens, query, per_token) for query in tested]
+    n_heuristic = float(np.mean([len(rows) for rows in heuristic]))
+
+    contenders = [
+        Contender("exhaustive MaxSim (torch)", n_bytes=T * 4 * base.shape[2],
+                  search=lambda q: chamfer_of(tokens, q).topk(TOP).indices.numpy()),
+        Contender(f"etude MUVERA {ladders['MUVERA']}", build_s=built, n_bytes=codes[0].nbytes,
+                  search=lambda q: verified(tokens, q, by_codes(q, ladders["MUVERA"]))),
+        Contender(f"etude MUVERA signs {ladders['MUVERA signs']}", build_s=also,
+                  n_bytes=signs.memory_bytes / n,
+                  search=lambda q: verified(tokens, q, by_signs(q, ladders["MUVERA signs"]))),
+    ]  # fmt: skip
+    for one in contenders:
+        one.recall = share([one.search(query) for query in tested], wanted)
+    for r in range(options.rounds):
+        times: dict[str, list[float]] = {one.name: [] for one in contenders}
+        for b in range(options.each):
+            query = tested[(r * options.each + b) % len(tested)]
+            for one in contenders:
+                started = time.perf_counter()
+                one.search(query)
+                times[one.name].append(time.perf_counter() - started)
+        for one in contenders:
+            one.rounds.append(1e3 * statistics.median(times[one.name]))
+    print(f"{'':<30}{'recall':>8}{'build s':>9}{'bytes':>9}{'ms a query (range)':>24}")
+    for one in contenders:
+        span = f"{statistics.median(one.rounds):.1f} ({min(one.rounds):.1f}-{max(one.rounds):.1f})"
+        print(f"{one.name:<30}{one.recall:>8.3f}{one.build_s:>9.1f}{one.n_bytes:>9.0f}{span:>24}",
+              flush=True)  # fmt: skip
+    middle = [statistics.median(one.rounds) for one in contenders]
+    best = min((1, 2), key=lambda i: (contenders[i].recall < GOAL, middle[i]))
+    goal("recall", contenders[best].recall, contenders[best].recall >= GOAL, "at least 0.9")
+    times_faster = middle[0] / middle[best]
+    goal("times as fast as MaxSim", times_faster, times_faster >= 10, "at least 10")
+    used = (ladders["MUVERA"], ladders["MUVERA signs"])[best - 1]
+    goal("candidates of token search over MUVERA's", n_heuristic / used, n_heuristic / used >= 2,
+         f"at least 2 ({n_heuristic:.0f} holding {share(heuristic, wanted):.3f})")  # fmt: skip
+    if options.plaid_python is None:
+        print("PLAID is not there: give --plaid-python an environment with pylate 1.2.0")
+    elif (ms := plaid(options.plaid_python, documents, tested, wanted)) is not None:
+        goal("PLAID's latency over MUVERA's", ms / middle[best], ms / middle[best] >= 3, "3")
+    print("\n".join(GOALS))
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()

@@ -12,6 +12,8 @@ __all__ = ["command"]
 @click.command("site")
 @click.option("--database", metavar="URL", help="File or postgresql:// URL of the papers.")
 @click.option("--ledger", metavar="URL", help="File or postgresql:// URL of the ledger.")
+@click.option("--index", default="", metavar="URL",
+              help="milvus://HOST:PORT that searches among the papers' vectors.")  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535),
               help="Port; 0 takes a free one.")  # fmt: skip
@@ -27,8 +29,9 @@ __all__ = ["command"]
               help="Proxies in front that are trusted to tell a reader's address.")  # fmt: skip
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")
 def command(
-    database: str | None, ledger: str | None, host: str, port: int, base_url: str | None,
-    folder: Path | None, allow_trials: bool, refresh: float | None, proxies: int, no_open: bool,
+    database: str | None, ledger: str | None, index: str, host: str, port: int,
+    base_url: str | None, folder: Path | None, allow_trials: bool, refresh: float | None,
+    proxies: int, no_open: bool,
 ) -> None:  # fmt: skip
     """Serve the papers as a site: by day, search, methods, trials, feeds, mail.
 
@@ -60,6 +63,7 @@ def command(
     settings = Settings(
         database=database, ledger=ledger, base_url=(base_url or place.address).rstrip("/"),
         folder=(folder or probe.folder).expanduser(), allow_trials=allow_trials, proxies=proxies,
+        index=index,
     )  # fmt: skip
     background: list[Background] = [in_step, mailing]
     if refresh is not None:

@@ -22,6 +22,7 @@ from etude.papers.catalogue import Paper, papers
 from etude.papers.entry import Entry
 from etude.papers.search import Document, Index
 from etude.papers.search.folder import is_busy
+from etude.papers.search.milvus import Milvus
 from etude.papers.store import Store
 from etude.papers.vectors import text_of, vectors
 
@@ -44,11 +45,15 @@ class Found:
 class Finder:
     """Finds papers of a store; `folder` keeps the index, by default ``~/.etude/index``.
 
+    With `milvus`, ``milvus://host:19530``, that server searches among the vectors
+    (``etude.papers.search.milvus``); one that does not answer raises EtudeError.
+
     Without the extra etude[text] it searches by words only, and says so in ``Found.note``.
     """
 
-    def __init__(self, store: Store, folder: Path | None = None) -> None:
+    def __init__(self, store: Store, folder: Path | None = None, milvus: str = "") -> None:
         self.store = store
+        self._milvus = Milvus(milvus) if milvus else None
         self.folder = Path(folder or "~/.etude/index").expanduser()
         self._encode = _encode if _has_encoder() else None
         self._index: Index | None = None
@@ -76,6 +81,7 @@ class Finder:
                     tell=_from(tell, total, left),
                 )  # fmt: skip
                 total += len(rows)
+            index.upload()
             return total
 
     def search(
@@ -148,6 +154,7 @@ class Finder:
             if self._index is None or self._index.state | wanted != self._index.state:
                 self._index = Index.build([], self.folder, self._encode)
                 self._index.extend([], state=wanted | {"changed": 0})
+            self._index.milvus = self._milvus
             return self._index
 
     def _facts(self) -> dict[str, str]:

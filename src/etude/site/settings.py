@@ -31,6 +31,7 @@ class Settings:
         smtp: ``smtp://[USER:PASSWORD@]HOST:PORT`` or ``smtps://…`` (ETUDE_SMTP), or "": no mail.
         mail_from: the address of the digest's sender (ETUDE_MAIL_FROM).
         proxies: how many proxies in front are trusted to tell the reader's address.
+        index: ``milvus://host:19530`` of a server that searches among the vectors, or "".
     """
 
     database: str | None = None
@@ -49,6 +50,7 @@ class Settings:
         default_factory=lambda: os.environ.get("ETUDE_MAIL_FROM", "etude@localhost")
     )
     proxies: int = 0
+    index: str = field(default="", repr=False)  # a password may be in it
 
     def key(self) -> str:
         """The secret; without one in the environment, that of `folder`, made at first use.

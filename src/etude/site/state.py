@@ -42,4 +42,5 @@ def open_site(settings: Settings) -> Site:
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return Site(settings, store, Finder(store, index_folder(store)), templates)
+    finder = Finder(store, index_folder(store), settings.index)
+    return Site(settings, store, finder, templates)

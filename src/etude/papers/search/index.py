@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -18,6 +19,7 @@ from etude.papers.search.conditions import Filter
 from etude.papers.search.document import Document
 from etude.papers.search.encoding import Encode, Tell, vectors_for
 from etude.papers.search.fusion import RECIPE
+from etude.papers.search.milvus import Milvus
 from etude.papers.search.query import parse
 from etude.papers.search.ranking import nearest, ranked
 from etude.papers.search.segment import Segment, join, make_segment
@@ -42,6 +44,7 @@ class Index:
         self.encode = encode
         self.recipe = RECIPE
         self.path: Path | None = None
+        self.milvus: Milvus | None = None  # finds the candidates by meaning, of a folder's index
         self.state: dict[str, Any] = {}
         self._snapshot = Snapshot()
         self._stamp: tuple[int, int, int] | None = None
@@ -131,7 +134,10 @@ class Index:
         vector = None
         if self.encode is not None and read.text and now.n:
             vector = np.asarray(self.encode([read.text]), np.float32)[0]
-        numbers, scores = ranked(now, read, vector, wanted, k, self.recipe)
+        near = None
+        if self.milvus is not None and self.path is not None:
+            near = partial(self.milvus.near, self.path)
+        numbers, scores = ranked(now, read, vector, wanted, k, self.recipe, near)
         return list(zip(now.ids(numbers), map(float, scores), strict=True))
 
     def similar(self, id: str, k: int = 5) -> list[tuple[str, float]]:
@@ -172,6 +178,11 @@ class Index:
             self.state = self.state if state is None else dict(state)
             self._write()
         return len(chosen)
+
+    def upload(self, tell: Tell | None = None) -> None:
+        """Bring the Milvus server in step, where there is one; else a search does it."""
+        if self.milvus is not None and self.path is not None and self._snapshot.segments:
+            self.milvus.follow(self.path, self._snapshot, tell)
 
     def remove(self, ids: Iterable[str]) -> int:
         """Take documents out; the number of those that were there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -22,7 +23,10 @@ from etude.papers.search.query import Query
 from etude.papers.search.snapshot import K1, Snapshot
 from etude.papers.search.words import term
 
-__all__ = ["nearest", "ranked"]
+__all__ = ["Near", "nearest", "ranked"]
+
+# (snapshot, vector, k) -> the numbers of about the k nearest, in order
+Near = Callable[[Snapshot, np.ndarray, int], np.ndarray]
 
 NEAR = 10_000  # documents of the fewest unlike bits, at least, that are estimated
 CANDIDATES = 2_000  # of the highest estimates, at least, whose vectors are read
@@ -31,11 +35,12 @@ TITLE = np.float32(1.0)  # what a word's presence in the title adds to its occur
 
 def ranked(
     now: Snapshot, read: Query, vector: np.ndarray | None, wanted: Filter, k: int,
-    recipe: Recipe = RECIPE,
+    recipe: Recipe = RECIPE, near: Near | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Numbers and scores of the best `k` documents for a query, best first.
 
-    Without words or without a vector the other ranks alone.
+    Without words or without a vector the other ranks alone. `near` finds candidates in place of
+    the codes where nothing is filtered.
     """
     masks = now.each(lambda place: allowed(now.segments[place], now.alive[place], wanted))
     query = {term(word): math.sqrt(said) for word, said in read.words}
@@ -45,13 +50,17 @@ def ranked(
     numbers, scores, every = by_words(now, query, masks, depth)
     if vector is None:
         return numbers[:k], scores[:k]
-    near, products = by_meaning(now, vector, masks, depth)
-    union = np.union1d(numbers, near)
+    if near is not None and wanted.passes_all:
+        some = near(now, vector, max(CANDIDATES, 4 * depth))
+        found, products = _best([(some, exact(now, vector, some))], depth, -1)
+    else:
+        found, products = by_meaning(now, vector, masks, depth)
+    union = np.union1d(numbers, found)
     if not len(union):
         return union, np.empty(0)
     meaning = np.empty(len(union), np.float32)
-    meaning[np.searchsorted(union, near)] = products
-    rest = np.isin(union, near, assume_unique=True, invert=True)
+    meaning[np.searchsorted(union, found)] = products
+    rest = np.isin(union, found, assume_unique=True, invert=True)
     meaning[rest] = exact(now, vector, union[rest])
     words = now.each_of(union, lambda place, rows: every[place][rows])
     mixed = fused(words, meaning, recipe.share)

@@ -69,7 +69,7 @@ CARD = Card(
     data=("drawn_entities",),
     code="zhiweihu1103/MEL-M3EL",
     departs=(
-        "Text and image features have one width and come frozen; the release fine-tunes CLIP.",
+        "Text and image features have one width and are handed in; the release tunes CLIP, too.",
         "Padding is masked in attention and pooling; the release lets it take part.",
     ),
     example={"dim": 6, "n_text_tokens": 1, "hidden_dim": 8},
@@ -87,11 +87,13 @@ class _Intra(nn.Module):
 
     def forward(self, mention: tuple[Tensor, ...], entity: tuple[Tensor, ...]) -> Tensor:
         (cls_m, y, there_m), (cls_e, z, there_e) = mention, entity
-        query, key, value = self.query(z)[:, None], self.key(y)[None], self.value(y)[None]
+        query, key, value = self.query(z)[:, None], self.key(y)[None], self.value(y)
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (E, M, T_e, T_m)
         scores = scores.masked_fill(~there_m[None, :, None], -torch.inf)
-        context = _mean(scores.softmax(dim=-1) @ value, there_e[:, None, :, None])
-        local = (self.whole(cls_e)[:, None] * self.norm(context)).sum(dim=-1).T
+        # The mean over z of weighted values is the values weighed by the mean: a token axis less.
+        weights = _mean(scores.softmax(dim=-1), there_e[:, None, :, None])
+        context = self.norm(torch.einsum("emt,mth->emh", weights, value))
+        local = torch.einsum("eh,emh->me", self.whole(cls_e), context)
         return (cls_m @ cls_e.T + local) / 2  # (1)
 
 

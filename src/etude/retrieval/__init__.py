@@ -26,6 +26,13 @@ from etude.retrieval.dbnorm import (
     hub_offset,
     hub_skewness,
 )
+from etude.retrieval.furniture_set_retrieval import (
+    ContextReranker,
+    FurnitureSetRetriever,
+    SiameseMultiTask,
+    make_room_sets,
+    pseudo_attributes,
+)
 from etude.retrieval.genecis import (
     Combiner,
     conditional_recall_at_k,
@@ -79,8 +86,10 @@ __all__ = [
     "ClusteredMultiVector",
     "Combiner",
     "ComposedRetriever",
+    "ContextReranker",
     "ContrastiveProductQuantizer",
     "Cues",
+    "FurnitureSetRetriever",
     "HNSW",
     "ImageRAG",
     "InstanceBenchmark",
@@ -95,6 +104,7 @@ __all__ = [
     "RTDTrainer",
     "RerankHead",
     "Reranked",
+    "SiameseMultiTask",
     "StaticNegativeBank",
     "ToyMultimodalRAG",
     "TwoStageCIRTrainer",
@@ -118,6 +128,7 @@ __all__ = [
     "local_intrinsic_dim",
     "locality_centric_batches",
     "make_instance_benchmark",
+    "make_room_sets",
     "mean_average_precision_at_k",
     "micro_average_precision",
     "mine_condition_triplets",
@@ -125,6 +136,7 @@ __all__ = [
     "noise_injected_loss",
     "order_experiment",
     "patchify",
+    "pseudo_attributes",
     "refined_concat",
     "sinkhorn_normalize",
     "synthesize_triplets",

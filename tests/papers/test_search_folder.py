@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from etude.core import EtudeError
-from etude.papers.search import Document, Index
+from etude.papers.search import Document, Index, snapshot
 from etude.papers.search import folder as disk
 from etude.papers.search.folder import write_manifest
 
@@ -91,6 +91,32 @@ def test_a_folder_that_is_read_only_is_read_whole_each_time(
     monkeypatch.setattr(Path, "write_text", refused)
     assert len(Index.load(tmp_path)) == 5
     assert not (tmp_path / "checked").exists()
+
+
+def test_mapped_pages_are_let_go_once_they_are_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Index.build(documents(0, 30_000), tmp_path, vectors=vectors(30_000))
+    now = Index.load(tmp_path).snapshot
+    segment = now.segments[0]
+
+    def touched() -> float:
+        assert segment["tokens"].sum() > 0
+        assert np.isfinite(segment["vectors"]).all()
+        return snapshot._mapped()
+
+    full = touched()
+    now.release()
+    assert snapshot._mapped() == full
+    monkeypatch.setattr(snapshot, "MOST_MAPPED", full - 1)
+    now.release()  # the words alone are enough
+    words, every = segment["tokens"].nbytes, segment["tokens"].nbytes + segment["vectors"].nbytes
+    assert full - every < snapshot._mapped() < full - words / 2
+    touched()
+    monkeypatch.setattr(snapshot, "MOST_MAPPED", 0)
+    now.release()
+    assert snapshot._mapped() < full - 0.9 * every
+    assert touched() > 0
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from etude.papers.search.snapshot import Snapshot
 
 __all__ = ["read", "write"]
 
+OFTEN = ("vectors", "rows", "marks")  # read by every query, here and there
 TRIES = 5  # a writer may sweep a segment away between the manifest and the segment
 
 
@@ -95,6 +97,10 @@ def _placed(
     small = {name: np.array(arrays[name]) for name in ("codes", "factors")}
     segment = Segment(arrays | small)
     segment.home, segment.name, segment.files = path, name, files
-    maps = (getattr(values, "_mmap", None) for n, values in arrays.items() if n not in small)
-    segment.maps = tuple(m for m in maps if m is not None)
+    maps: dict[str, tuple[mmap, ...]] = {"often": (), "seldom": ()}
+    for n, values in arrays.items():
+        mapped = getattr(values, "_mmap", None)
+        if mapped is not None and n not in small:
+            maps["often" if n in OFTEN else "seldom"] += (mapped,)
+    segment.maps = maps
     return segment

@@ -16,10 +16,11 @@ file ``<name>.npy`` where the index is kept in a folder:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from mmap import mmap
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class Segment:
     `maps`, `home`, `name`, `files` and `dead` say where it is kept (``keeping``).
     """
 
-    maps: tuple[mmap, ...] = ()
+    maps: Mapping[str, tuple[mmap, ...]] = MappingProxyType({})  # read "often" and "seldom"
     home: Path | None = None
     name: str = ""
     files: dict[str, list[Any]]

@@ -129,9 +129,11 @@ class Snapshot:
         Each document that is looked at maps its neighbors too: without this, a process that
         answers many queries ends with all files in its memory.
         """
-        if _mapped() > MOST_MAPPED:
+        for kind in ("seldom", "often"):  # as long as the first will do, the second stay
+            if _mapped() <= MOST_MAPPED:
+                break
             for segment in self.segments:
-                for mapped in segment.maps:
+                for mapped in segment.maps.get(kind, ()):
                     mapped.madvise(MADV_DONTNEED)
 
     def ids(self, numbers: Sequence[int] | np.ndarray) -> list[str]:

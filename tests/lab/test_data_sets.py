@@ -64,6 +64,8 @@ def test_one_vector_a_row(tmp_path, dtype):
     np.testing.assert_array_equal(data.x, rows)
     assert data.tokens is None
     assert data.schema["why"] == "column 'v': one vector of 4 numbers a row"
+    assert describe(path)["features"] == 4
+    assert describe(path)["target"] is None
     with pytest.raises(EtudeError, match="vectors only; add a column of labels"):
         load_dataset(path)
 

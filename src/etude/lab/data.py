@@ -253,7 +253,10 @@ def describe(
     Raises:
         EtudeError: as ``load_dataset`` does.
     """
-    table_like = Path(source).suffix.lower() not in (".npz", ".npy")
+    suffix = Path(source).suffix.lower()
+    table_like = suffix not in (".npz", ".npy")
+    if suffix == ".parquet":
+        table_like = not has_vectors(locate(source), kinds or {}, alone=True)
     found = open_source(
         source, target=target, kinds=kinds or {}, missing=missing, need_labels=table_like
     )

@@ -51,12 +51,17 @@ def is_nested(dtype: pl.DataType | type[pl.DataType]) -> bool:
     return isinstance(dtype, pl.List | pl.Array)
 
 
-def has_vectors(path: Path, kinds: Mapping[str, str]) -> bool:
-    """Whether a column of the Parquet file holds lists and is not to be ignored."""
+def has_vectors(path: Path, kinds: Mapping[str, str], *, alone: bool = False) -> bool:
+    """Whether a column of the Parquet file holds lists and is not to be ignored.
+
+    `alone`: and whether no column holds anything else.
+    """
     try:
         schema = pl.read_parquet_schema(path)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
         return False  # its reader says what is wrong
+    if alone and not all(map(is_nested, schema.values())):
+        return False
     return any(is_nested(d) and kinds.get(name) != "ignore" for name, d in schema.items())
 
 

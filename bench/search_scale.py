@@ -32,6 +32,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as etude site has it
+
 import numpy as np
 from search_quality import NAMES, plain, texts
 

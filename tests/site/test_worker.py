@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,7 +131,8 @@ def children(pid: int) -> list[int]:
     """The trials that a process has started: a test's own process has other children too."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(p) for p in (task / "children").read_text().split()]
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            found += [int(p) for p in (task / "children").read_text().split()]
     return [p for p in found if b"etude.site.child" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
 

@@ -45,7 +45,11 @@ def command(
     The environment tells secrets: ETUDE_TOKEN, ETUDE_SECRET, and ETUDE_SMTP with
     ETUDE_MAIL_FROM for mails.
     """
+    import os
     from urllib.parse import urlsplit
+
+    # A query is one short text: a second thread costs more than it gains, and other readers wait.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     from etude.core import require
     from etude.site.index import in_step

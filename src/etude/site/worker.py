@@ -10,6 +10,7 @@ import socket
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,10 @@ class Worker:
             folder = root / job.folder if job.folder else Path(spare)
             if job.folder and not (folder / job.file).is_file():
                 raise EtudeError(f"{job.data} is no longer kept here: send it again")
-            return process.run(words, folder, limits, tell=beats.tell, go_on=beats.go_on)
+            try:
+                return process.run(words, folder, limits, tell=beats.tell, go_on=beats.go_on)
+            finally:
+                beats.flush()
 
 
 class Beats:
@@ -193,6 +197,12 @@ class Beats:
     def tell(self, done: int, total: int, label: str) -> None:
         """Keep the progress for the next beat."""
         self._news = (done, total, label)
+
+    def flush(self) -> None:
+        """Write what was told last: a short trial is over before the first beat."""
+        if self._news and not self.lost:
+            with suppress(EtudeError):
+                self.jobs.beat(self.job.id, self.owner, self._news)
 
     def go_on(self) -> bool:
         """Beat if it is time; False where the job must stop."""

@@ -7,7 +7,7 @@ unit length; the truth is the exact ten best by cosine. What an arm may spend is
   queries (by a standard error at least), the score is queries a second, and a setting that falls
   short on the test queries (by a standard error at most) is a failure. Indexes and codes compete.
 - ``bytes=48``: the arm takes its best setting of at most so many bytes a vector in memory, and
-  the score is the recall. Without a setting that is one bit a coordinate, and four bytes.
+  the score is the recall. Without a setting: one bit a coordinate and four bytes, at least 64.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ ARMS = {
     "faiss_ivf": Arm("faiss_ivf", "faiss IVF", _inverted_lists),
 }
 
+LEAST = 64  # bytes a vector that are given where none are told, however narrow the vectors
+
 
 class Encode:
     """The task; its settings are what an arm may spend."""
@@ -89,7 +91,7 @@ class Encode:
         return None
 
     def _limit(self, dim: int) -> float:
-        return self.settings.get("bytes", _one_bit(dim))
+        return self.settings.get("bytes", max(LEAST, _one_bit(dim)))
 
     def split(self, data: Dataset, seed: int) -> Split:
         """60 / 20 / 20 whatever the labels."""

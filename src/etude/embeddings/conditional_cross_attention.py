@@ -48,8 +48,8 @@ CARD = Card(
     "network gives an image a different embedding for every attribute.",
     task="experiment",
     claim="On drawn objects of four attributes, searching by one attribute has a higher mean "
-    "average precision than with one embedding of the same network for all attributes.",
-    baseline="one_embedding",
+    "average precision than with a linear head for each attribute on the same network.",
+    baseline="separate_heads",
     metric="mean_average_precision",
     better="higher",
     published="abstract: best on FashionAI, DARN, DeepFashion and Zappos50K; no figure checked",

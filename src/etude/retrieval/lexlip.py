@@ -48,11 +48,11 @@ CARD = Card(
     move="Give images and texts sparse weights over words, taught by restoring texts from them, "
     "and search by an inverted index.",
     task="experiment",
-    claim="On generated scenes and captions, the index of word weights takes fewer bytes than "
-    "the float32 vectors of a dense dual encoder of the same width and training.",
+    claim="On generated scenes and captions, word weights find the right image first more often "
+    "than the vectors of a dense dual encoder of the same width and training, in fewer bytes.",
     baseline="dense_dual_encoder",
-    metric="bytes",
-    better="lower",
+    metric="recall_at_1",
+    better="higher",
     published="abstract: 5.5-221.3 times faster retrieval and 13.2-48.8 times less index memory "
     "than CLIP at large scale",
     fidelity="miniature",

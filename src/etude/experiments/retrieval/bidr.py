@@ -259,7 +259,7 @@ def second_stage(corpus: Corpus, seed: int, coarse: Trained, arm: str) -> float:
     return max(scores, key=lambda pair: pair[0])[1]
 
 
-def measure(seed: int, *, log: Callable[[str], None] | None = None) -> list[Pair]:
+def measure(seed: int) -> list[Pair]:
     """One seed's pairs; the first: recall by codes of 8 bytes, against OPQ's."""
     seed += FIRST_DRAW
     corpus = topic_queries(seed)
@@ -273,8 +273,6 @@ def measure(seed: int, *, log: Callable[[str], None] | None = None) -> list[Pair
             Pair(metric="recall_at_10", ours=ours, baseline=other, baseline_name=name,
                  data="topic_queries", setting=setting, ours_s=spent[0], baseline_s=spent[1])
         )  # fmt: skip
-        if log is not None:
-            log(f"{setting}: bidr {ours:.4f}, {name} {other:.4f}")
 
     def timed(work: Callable[[], Trained | float]) -> tuple[Trained | float, float]:
         start = time.perf_counter()

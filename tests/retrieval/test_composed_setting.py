@@ -13,6 +13,7 @@ from etude.experiments.retrieval._composed import (
     caption,
     change_word,
     changed,
+    changes,
     numbered,
     pretrain,
     recalls,
@@ -49,6 +50,23 @@ def test_a_change_changes_one_respect():
     np.testing.assert_array_equal(differs.argmax(axis=1), factor)
     assert (wanted < SIZES).all()
     assert set(factor) == {0, 1, 2, 3}
+
+
+def test_changes_come_with_their_words():
+    kinds, wanted, words = changes(World(1), 300)
+    again = World(1)
+    np.testing.assert_array_equal(kinds, again.kinds(300))
+    np.testing.assert_array_equal(wanted, changed(again, kinds)[0])
+    new = (wanted != kinds).argmax(axis=1)
+    assert words == [change_word(kind, f) for kind, f in zip(wanted, new, strict=True)]
+
+
+def test_a_gallery_shows_each_kind_once():
+    shown = World(0).gallery()
+    assert shown.values.shape == (1024, 4)
+    assert len(np.unique(shown.values, axis=0)) == 1024
+    assert (shown.values.max(axis=0) == np.asarray(SIZES) - 1).all()
+    assert shown.images.shape == (1024, 300)
 
 
 def test_texts_and_their_numbers():

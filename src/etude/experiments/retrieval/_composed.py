@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, normalize, relu
 
 __all__ = [
     "FACTORS", "SIZES", "ImageTower", "Scenes", "TextTower", "World", "caption", "change_word",
-    "changed", "numbered", "pretrain", "recalls",
+    "changed", "changes", "numbered", "pretrain", "recalls",
 ]  # fmt: skip
 
 FACTORS = {
@@ -72,6 +72,10 @@ class World:
         picture += noise * self.rng.standard_normal(picture.shape)
         return Scenes(values, torch.from_numpy(picture.reshape(len(values), -1)).float())
 
+    def gallery(self) -> Scenes:
+        """One picture of each of the 1,024 kinds."""
+        return self.draw(np.stack(np.meshgrid(*map(np.arange, SIZES)), axis=-1).reshape(-1, 4))
+
 
 def caption(kind: Sequence[int]) -> str:
     """Such as "red striped fish on snow"."""
@@ -94,6 +98,13 @@ def changed(world: World, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def change_word(kind: Sequence[int], factor: int) -> str:
     """The word of one factor of a kind, such as "red"."""
     return list(FACTORS.values())[factor][kind[factor]]
+
+
+def changes(world: World, n: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """n kinds at random, the same with one factor changed (both (n, 4)), and the new words."""
+    kinds = world.kinds(n)
+    wanted, factor = changed(world, kinds)
+    return kinds, wanted, [change_word(v, f) for v, f in zip(wanted, factor, strict=True)]
 
 
 def numbered(texts: Sequence[str]) -> Tensor:

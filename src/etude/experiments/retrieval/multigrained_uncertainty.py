@@ -86,8 +86,7 @@ def measure(seed: int) -> list[Pair]:
     train = _requests(world, N_TRAIN)
     targets = world.draw(train.wanted).images
     held, test = _requests(world, N_VALIDATION), _requests(world, N_TEST)
-    every = np.stack(np.meshgrid(*(np.arange(s) for s in SIZES)), axis=-1).reshape(-1, 4)
-    galleries = world.draw(every), world.draw(every)
+    galleries = world.gallery(), world.gallery()
 
     arms: dict[str, list[Loss]] = {
         "uncertainty": [_uncertainty(gamma, seed) for gamma in (1.0, 3.0)],

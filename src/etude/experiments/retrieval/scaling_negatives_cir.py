@@ -33,8 +33,7 @@ from etude.experiments.retrieval._composed import (
     Scenes,
     World,
     caption,
-    change_word,
-    changed,
+    changes,
     numbered,
     pretrain,
     recalls,
@@ -114,19 +113,16 @@ def measure(seed: int) -> list[Pair]:
 
 
 def _triplets(world: World, n: int) -> Triplets:
-    kinds = world.kinds(n)
-    wanted, factor = changed(world, kinds)
-    texts = [f"make it {change_word(v, f)}" for v, f in zip(wanted, factor, strict=True)]
+    kinds, wanted, words = changes(world, n)
+    texts = [f"make it {word}" for word in words]
     images = torch.cat([world.draw(kinds).images, world.draw(wanted).images])
     return images, torch.arange(n), numbered(texts), torch.arange(n, 2 * n)
 
 
 def _requests(world: World, n: int) -> Requests:
-    kinds = world.kinds(n)
-    wanted, factor = changed(world, kinds)
-    texts = [f"make it {change_word(v, f)}" for v, f in zip(wanted, factor, strict=True)]
-    every = np.stack(np.meshgrid(*(np.arange(s) for s in (8, 8, 4, 4))), axis=-1).reshape(-1, 4)
-    return Requests(world.draw(kinds).images, numbered(texts), wanted, world.draw(every))
+    kinds, wanted, words = changes(world, n)
+    texts = [f"make it {word}" for word in words]
+    return Requests(world.draw(kinds).images, numbered(texts), wanted, world.gallery())
 
 
 def _more(towers: Towers, world: World, some: Triplets, seed: int) -> Triplets:

@@ -30,8 +30,7 @@ from etude.experiments.retrieval._composed import (
     TextTower,
     World,
     caption,
-    change_word,
-    changed,
+    changes,
     numbered,
     pretrain,
     recalls,
@@ -128,34 +127,26 @@ def _phi(image_tower: ImageTower, text_tower: TextTower, scenes: Scenes, seed: i
     return phi.requires_grad_(False)
 
 
-def _changes(wanted: np.ndarray, factor: np.ndarray) -> list[str]:
-    return [f"in {change_word(v, f)}" for v, f in zip(wanted, factor, strict=True)]
-
-
 @torch.no_grad()
 def _requests(world: World, image_tower: ImageTower, phi: nn.Module, n: int) -> Requests:
-    kinds = world.kinds(n)
-    wanted, factor = changed(world, kinds)
+    kinds, wanted, new = changes(world, n)
     texts = [
-        numbered([template.format(change=change) for change in _changes(wanted, factor)])
-        for template in TEMPLATES
+        numbered([template.format(change=f"in {word}") for word in new]) for template in TEMPLATES
     ]
-    every = np.stack(np.meshgrid(*(np.arange(s) for s in (8, 8, 4, 4))), axis=-1).reshape(-1, 4)
-    gallery = world.draw(every)
+    gallery = world.gallery()
     words = phi(image_tower(world.draw(kinds).images))
     return Requests(words, texts, wanted, gallery, image_tower(gallery.images))
 
 
 def _triplets(world: World) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Texts for training through pseudo words, and the same with the caption written out."""
-    kinds = world.kinds(N_TRIPLETS)
-    wanted, factor = changed(world, kinds)
-    changes = _changes(wanted, factor)
+    kinds, wanted, new = changes(world, N_TRIPLETS)
+    told = [f"in {word}" for word in new]
     given = {
         "reference": numbered([f"a photo of {caption(v)}" for v in kinds]),
-        "composed": numbered([TEMPLATES[0].format(change=change) for change in changes]),
+        "composed": numbered([TEMPLATES[0].format(change=change) for change in told]),
         "alone": numbered(["a photo of [$]"] * N_TRIPLETS),
         "target": numbered([f"a photo of {caption(v)}" for v in wanted]),
     }
-    written = [f"a photo of {caption(v)} that {c}" for v, c in zip(kinds, changes, strict=True)]
+    written = [f"a photo of {caption(v)} that {c}" for v, c in zip(kinds, told, strict=True)]
     return given, given | {"composed": numbered(written), "alone": given["reference"]}

@@ -133,6 +133,19 @@ def test_stage_two_moves_the_text_tower_only_and_the_bank_stays_true():
     torch.testing.assert_close(trainer.bank_.vectors_[picture], again)
 
 
+def test_stage_two_encodes_without_dropout_or_moving_statistics():
+    (images, reference, texts, target), (linear, text_tower) = problem()
+    tower = nn.Sequential(linear, nn.BatchNorm1d(5), nn.Dropout(0.5))
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    trainer = TwoStageCIRTrainer(tower, text_tower)
+    trainer.stage_two(images, reference, texts, target, n_steps=1)
+    assert tower.training
+    assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
+    stored = {tuple(row) for row in trainer.bank_.vectors_.round(decimals=4).tolist()}
+    again = normalize(tower.eval()(images[:16]), dim=1).detach().round(decimals=4).tolist()
+    assert stored == {tuple(row) for row in again}
+
+
 def test_stage_two_stores_equal_pixels_once():
     (images, reference, texts, target), towers = problem()
     images[15] = images[3]

@@ -175,8 +175,11 @@ class TwoStageCIRTrainer:
         The bank is left in ``bank_``.
         """
         used = torch.cat([reference, target]).unique()
+        was_training = self.image_tower.training
+        self.image_tower.eval()  # what is fixed has neither dropout nor moving statistics
         with torch.no_grad():
             features = self.image_tower(images[used])
+        self.image_tower.train(was_training)
         _, picture = torch.unique(images[used].flatten(1), dim=0, return_inverse=True)
         self.bank_ = StaticNegativeBank(
             temperature=self.temperature, n_negatives=n_negatives

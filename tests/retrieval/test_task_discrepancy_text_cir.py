@@ -14,7 +14,7 @@ from etude.core import EtudeError
 from etude.retrieval import RTDTrainer, refined_concat, text_triplet_contrast
 
 RELEASED = {0.07: 10.662118197424908, 0.5: 2.8213657478523166}
-SLOT = 1  # the placeholder's number
+SLOT = 1  # the number of "[$]"
 
 
 class Tower(nn.Module):
@@ -131,6 +131,22 @@ def test_only_the_copy_moves(given):
     assert phi.training
     assert not torch.equal(tuned.out.weight, tower.out.weight)
     assert np.mean(trainer.losses_[-5:]) < 0.9 * np.mean(trainer.losses_[:5])
+
+
+def test_only_the_copy_is_in_training_mode(given):
+    tower, phi, texts = given
+    seen = set()
+    for part in (tower, phi):  # the copy has the hook, too
+        part.register_forward_hook(
+            lambda module, *_: seen.add((module is tower, module is phi, module.training))
+        )
+    for training in (True, False):
+        tower.train(training)
+        phi.train(not training)
+        seen.clear()
+        tuned = RTDTrainer(n_steps=1, batch_size=8).tune(tower, phi, **texts)
+        assert seen == {(True, False, False), (False, True, False), (False, False, True)}
+        assert (tower.training, phi.training, tuned.training) == (training, not training, training)
 
 
 def test_the_first_loss_has_both_rows_of_pairs_and_phi_without_dropout(given):

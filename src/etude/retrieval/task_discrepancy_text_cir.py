@@ -96,7 +96,7 @@ class RTDTrainer:
     """Gives a retrained copy of a text tower.
 
     A text tower takes word numbers (B, T) and, as `word`, (B, W) embeddings that stand in for
-    the placeholder's wherever it occurs, and gives (B, D) features.
+    that of "[$]" wherever it occurs, and gives (B, D) features.
 
     Args:
         temperature: tau.
@@ -139,11 +139,12 @@ class RTDTrainer:
         for name, tokens in (("composed", composed), ("alone", alone), ("target", target)):
             require(tokens.shape == reference.shape, name, f"of shape {reference.shape}", tokens)
         generator = torch.Generator().manual_seed(self.seed)
-        tuned = copy.deepcopy(text_tower).requires_grad_(True)
+        tuned = copy.deepcopy(text_tower).requires_grad_(True).train()
         weights = tuned.parameters()
         optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay)
-        was_training, self.losses_ = phi.training, []
-        phi.eval()  # its dropout would be noise of another kind
+        was_training, self.losses_ = (text_tower.training, phi.training), []
+        text_tower.eval()  # what stands still has no dropout:
+        phi.eval()  # that would be noise of another kind
         for _ in range(self.n_steps):
             rows = torch.randperm(len(reference), generator=generator)[: self.batch_size]
             with torch.no_grad():
@@ -160,5 +161,6 @@ class RTDTrainer:
             loss.backward()
             optimizer.step()
             self.losses_.append(float(loss.detach()))
-        phi.train(was_training)
-        return tuned
+        text_tower.train(was_training[0])
+        phi.train(was_training[1])
+        return tuned.train(was_training[0])

@@ -22,8 +22,8 @@ noised, in training only.
 
 Source: Chen, Zheng, Ji, Qu, Chua, "Composed Image Retrieval with Text Feedback via Multi-grained
 Uncertainty Regularization", ICLR 2024, arXiv:2211.07394; released code at commit f1fd828 (scale
-4, gamma 1). `ComposedRetriever` is the release's composition by a text's scale and shift, on
-feature vectors in place of feature maps.
+4, gamma 1). `ComposedRetriever` is the last step of the release's composition, by a text's scale
+and shift, on feature vectors in place of feature maps: its two attention modules need maps.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ CARD = Card(
     cost="M",
     data=("drawn_scenes",),
     code="Monoxide-Chen/uncertainty_retrieval",
-    departs=(),
+    departs=(
+        "Of the release's compositor the scale and shift by the text are kept, on vectors, and not "
+        "the attention over a feature map before them.",
+    ),
     search={"gamma": (1.0, 3.0)},
 )
 
@@ -163,7 +166,9 @@ class ComposedRetriever(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """(B, D) and (B, D') -> (B, D), not normalized."""
-        mu, s = image.mean(dim=1, keepdim=True), image.std(dim=1, keepdim=True)
+        mu = image.mean(dim=1, keepdim=True)
+        s = image.var(dim=1, keepdim=True, correction=0).add(1e-5).sqrt()
+        at_rest, (mu, s) = (image - mu) / s, (mu.detach(), s.detach())  # what is kept is constant
         keep_s, keep_mu = torch.sigmoid(self.gate(text)).chunk(2, dim=1)
         scale, shift = self.style(text).chunk(2, dim=1)
-        return (keep_s * s + scale) * (image - mu) / (s + 1e-5) + keep_mu * mu + shift
+        return (keep_s * s + scale) * at_rest + keep_mu * mu + shift

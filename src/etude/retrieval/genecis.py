@@ -65,7 +65,10 @@ CARD = Card(
     cost="M",
     data=("drawn_scenes",),
     code="facebookresearch/genecis",
-    departs=("Galleries are built from a table of factors instead of annotated photographs.",),
+    departs=(
+        "Galleries are built from a table of factors instead of annotated photographs.",
+        "The encoders of the experiment stand still; the paper tunes CLIP along with the combiner.",
+    ),
 )
 Relation = tuple[int, str, str, str]  # image, subject, relation, object
 
@@ -163,7 +166,7 @@ def mine_condition_triplets(
     require(n_triplets >= 1, "n_triplets", "at least 1", n_triplets)
     require(min_images >= 1, "min_images", "at least 1", min_images)
     image = np.array([row[0] for row in relations])
-    objects = np.array([row[3] for row in relations])
+    objects = np.unique([row[3] for row in relations], return_inverse=True)[1]
     by_subject: dict[str, list[int]] = {}
     for i, row in enumerate(relations):
         by_subject.setdefault(row[1], []).append(i)
@@ -175,14 +178,18 @@ def mine_condition_triplets(
     ]  # fmt: skip
     require(len(usable) > 0, "relations", f"with a subject of {min_images} images", relations)
     share = np.array([weight[s] for s in usable], dtype=np.float64)
+    share /= share.sum()
+    alike = np.ones(len(relations))  # rows with the same subject and object
+    for rows in (rows_of[s] for s in usable):
+        _, kind, counts = np.unique(objects[rows], return_inverse=True, return_counts=True)
+        alike[rows] = counts[kind]
     rng = np.random.default_rng(seed)
 
     def draw() -> tuple[int, int] | None:
-        rows = rows_of[usable[rng.choice(len(usable), p=share / share.sum())]]
+        rows = rows_of[usable[rng.choice(len(usable), p=share)]]
         first = rng.choice(rows)
-        _, kind, counts = np.unique(objects[rows], return_inverse=True, return_counts=True)
         odds = (objects[rows] != objects[first]) & (image[rows] != image[first])
-        odds = odds / counts[kind]
+        odds = odds / alike[rows]
         return (first, rng.choice(rows, p=odds / odds.sum())) if odds.any() else None  # (2)
 
     def concrete(pair: tuple[int, int]) -> bool:

@@ -198,9 +198,9 @@ def pseudo_attributes(
     np.add.at(means, labels, vectors)
     means /= counts[:, None]
     rng = np.random.default_rng(seed)
-    start = [int(rng.integers(len(means)))]
+    start, far = [int(rng.integers(len(means)))], np.full(len(means), np.inf)
     while len(start) < n_groups:  # the next one in proportion to the squared distance
-        far = ((means[:, None] - means[start]) ** 2).sum(axis=2).min(axis=1) + 1e-12
+        far = np.minimum(far, ((means - means[start[-1]]) ** 2).sum(axis=1) + 1e-12)
         start.append(int(rng.choice(len(means), p=far / far.sum())))
     found: np.ndarray = kmeans2(means, means[start], iter=20, minit="matrix")[1]
     return found.astype(np.int64)

@@ -63,7 +63,12 @@ CARD = Card(
     code="om-ai-lab/ImageRAG",
     departs=(
         "A small encoder of garments and a classifier stand for CLIP and the language model.",
-        "A patch that several phrases put first is one candidate; the release may list it twice.",
+        "A patch that several phrases put first is one candidate, with the largest of its scores; "
+        "the release may list it twice.",
+        "Phrases are handed in, and the cues are patches alone; the release lets a language model "
+        "find the phrases, and adds the box around all cues (when counting, instead of them).",
+        "Reduced by rerank, features are of length 1, too; the release averages its half-precision "
+        "ones as they are.",
     ),
 )
 REDUCTIONS = ("mean", "cluster", "rerank")

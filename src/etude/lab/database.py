@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from etude.core import EtudeError, refuse
 
-__all__ = ["NUMBER", "Database"]
+__all__ = ["NUMBER", "Database", "meta_table"]
 
 WAIT_S = 60  # that a writer of SQLite waits for another one
 INSTALL = 'pip install "etude[postgres]"'
@@ -29,13 +29,21 @@ ADVISORY = 0x65747564  # PostgreSQL's lock under which one process makes the tab
 NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # of a column that counts by itself
 
 
+def meta_table(prefix: str, tables: sa.MetaData) -> sa.Table:
+    """``<prefix>_meta`` among these tables: numbers by name, of which one is their version."""
+    return sa.Table(
+        f"{prefix}_meta", tables,
+        sa.Column("name", sa.String, primary_key=True),
+        sa.Column("value", sa.BigInteger, nullable=False),
+    )  # fmt: skip
+
+
 class Database:
     """A database with the given tables in it.
 
     Args:
         url: a file, ``sqlite:///FILE`` or ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``.
-        tables: what is made where it is not there yet; a table ``<prefix>_meta`` must be one of
-            them, with the columns `name` and `value`.
+        tables: what is made where it is not there yet; one of them is a ``meta_table``.
         version: of these tables; a database of a newer one is refused, never altered.
         what: how messages call it, such as "the ledger".
         conflict: the message where a row breaks a constraint.

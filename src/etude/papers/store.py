@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from etude.papers import imports
 from etude.papers.catalogue import CATALOGUE, papers
 from etude.papers.entry import Entry, arxiv_id, clean, entry_id, merged, title_key
 from etude.papers.imports import Refreshed
-from etude.papers.tables import LISTS, META, PAPERS, TABLES, VERSION
+from etude.papers.tables import LISTS, META, PAPERS, TABLES, VERSION, papers_url
 
 __all__ = ["Outcome", "Store"]
 
@@ -76,8 +75,7 @@ class Store:
     """
 
     def __init__(self, url: str | None = None) -> None:
-        chosen = url or os.environ.get("ETUDE_PAPERS") or "~/.etude/papers.sqlite"
-        self.database = Database(str(chosen), TABLES, version=VERSION, what="the papers")
+        self.database = Database(papers_url(url), TABLES, version=VERSION, what="the papers")
         self.name = self.database.name
         digest = int(hashlib.sha256(CATALOGUE.read_bytes()).hexdigest()[:15], 16)
         if self._fact("catalogue") != digest:
@@ -206,7 +204,7 @@ class Store:
             yield from map(_entry, rows)
             last = int(rows[-1]["number"])
 
-    def _read(self, query: sa.Select) -> list[Entry]:
+    def _read(self, query: sa.Select[Any]) -> list[Entry]:
         with self.database.begin() as connection:
             return [_entry(row) for row in connection.execute(query).mappings()]
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import sqlalchemy as sa
 
-from etude.lab.database import NUMBER
+from etude.lab.database import NUMBER, meta_table
 
-__all__ = ["IMPORTS", "LISTS", "META", "PAPERS", "TABLES", "VERSION"]
+__all__ = ["IMPORTS", "LISTS", "META", "PAPERS", "TABLES", "VERSION", "papers_url"]
 
 VERSION = 1
 TABLES = sa.MetaData()
-META = sa.Table(
-    "papers_meta", TABLES,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)  # fmt: skip
+META = meta_table("papers", TABLES)
 PAPERS = sa.Table(
     "papers", TABLES,
     sa.Column("number", NUMBER, primary_key=True),
@@ -42,3 +40,8 @@ IMPORTS = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("position", sa.BigInteger, nullable=False),  # all before it is stored
 )  # fmt: skip
+
+
+def papers_url(given: str | None) -> str:
+    """Where the papers are, and with them their readers, votes and trials."""
+    return given or os.environ.get("ETUDE_PAPERS") or "~/.etude/papers.sqlite"

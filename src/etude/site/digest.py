@@ -29,7 +29,6 @@ from etude.site.mail import compose
 from etude.site.outbox import Mail
 from etude.site.readers import Choice, Reader, Readers
 from etude.site.state import Site
-from etude.site.votes import database_url
 
 __all__ = [
     "FIRST_DAYS", "confirm_mail", "digest_mail", "issue_of", "news", "readers_of", "today",
@@ -51,7 +50,7 @@ _OPEN: WeakKeyDictionary[Store, Readers] = WeakKeyDictionary()
 def readers_of(site: Site) -> Readers:
     """The readers of a site, opened once."""
     if site.store not in _OPEN:
-        _OPEN[site.store] = Readers(database_url(site.settings))
+        _OPEN[site.store] = Readers(site.settings.database)
     return _OPEN[site.store]
 
 

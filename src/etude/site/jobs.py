@@ -9,7 +9,6 @@ it waits again once (the ledger holds what was measured, nothing is measured twi
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from etude.core import EtudeError
-from etude.lab.database import NUMBER, Database
+from etude.lab.database import NUMBER, Database, meta_table
+from etude.papers.tables import papers_url
 
 __all__ = ["LEASE_S", "OPEN", "Job", "Jobs", "QueueFullError"]
 
@@ -28,11 +28,7 @@ LEASE_S = 90.0  # longer than a writer of SQLite may wait for another one
 MOST_STARTS = 2
 OPEN = ("queued", "running")
 TABLES = sa.MetaData()
-META = sa.Table(
-    "trials_meta", TABLES,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)  # fmt: skip
+meta_table("trials", TABLES)
 JOBS = sa.Table(
     "trials_jobs", TABLES,
     sa.Column("number", NUMBER, primary_key=True),
@@ -122,8 +118,7 @@ class Jobs:
     """
 
     def __init__(self, url: str | None = None) -> None:
-        chosen = url or os.environ.get("ETUDE_PAPERS") or "~/.etude/papers.sqlite"
-        self._database = Database(str(chosen), TABLES, version=VERSION, what="the trials")
+        self._database = Database(papers_url(url), TABLES, version=VERSION, what="the trials")
 
     def close(self) -> None:
         """Give the connections back."""

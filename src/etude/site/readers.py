@@ -19,7 +19,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from etude.core import require
-from etude.lab.database import NUMBER, Database
+from etude.lab.database import NUMBER, Database, meta_table
+from etude.papers.tables import papers_url
 
 __all__ = ["FREQUENCIES", "MAILS", "READERS", "SENT", "Choice", "Reader", "Readers", "check"]
 
@@ -33,11 +34,7 @@ PER_MAILBOX = (3, 86_400.0)  # mails to one mailbox that asks for choices
 CHUNK = 500
 
 TABLES = sa.MetaData()
-META = sa.Table(
-    "readers_meta", TABLES,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)  # fmt: skip
+META = meta_table("readers", TABLES)
 CHOICES = sa.Table(
     "readers_choices", TABLES,
     sa.Column("nonce", sa.String, primary_key=True),
@@ -114,8 +111,8 @@ class Readers:
         EtudeError: the database cannot be used; so does every method.
     """
 
-    def __init__(self, url: str) -> None:
-        self.database = Database(url, TABLES, version=VERSION, what="the readers")
+    def __init__(self, url: str | None) -> None:
+        self.database = Database(papers_url(url), TABLES, version=VERSION, what="the readers")
 
     def close(self) -> None:
         """Give the connections back."""

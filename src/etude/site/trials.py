@@ -30,7 +30,6 @@ from etude.site.runs import run_routes
 from etude.site.schema import ERRORS, Name
 from etude.site.state import Site
 from etude.site.uploads import TooLargeError
-from etude.site.votes import database_url
 from etude.site.worker import Worker, check, uploads_of
 
 __all__ = ["form_facts", "router"]
@@ -188,7 +187,7 @@ def _with_data(job: Job, site: Site, name: str, sent: UploadFile | None) -> Job:
 
 def router(site: Site) -> APIRouter:
     """The form, and the pages of runs; its lifespan runs waiting trials where they are allowed."""
-    jobs = Jobs(database_url(site.settings))
+    jobs = Jobs(site.settings.database)
     worker = Worker(site.settings, jobs)
     gate, looks = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(LOOKS)
 

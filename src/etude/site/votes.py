@@ -6,7 +6,6 @@ the network may bring is limited, because a cookie can be thrown away.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
@@ -16,13 +15,13 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from etude.lab.database import Database
+from etude.lab.database import Database, meta_table
 from etude.papers.store import Store
+from etude.papers.tables import papers_url
 from etude.site.guard import limit, reader
-from etude.site.settings import Settings
 from etude.site.state import Site
 
-__all__ = ["Votes", "database_url", "router", "votes"]
+__all__ = ["Votes", "router", "votes"]
 
 VERSION = 1
 DAY_S = 86_400.0
@@ -30,23 +29,13 @@ RATE = "30/minute"  # votes of one address of the network
 NEW_READERS = "30/hour"  # readers without a cookie that vote from one address
 CHUNK = 10_000  # ids of one statement
 TABLES = sa.MetaData()
-META = sa.Table(
-    "votes_meta", TABLES,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)  # fmt: skip
+meta_table("votes", TABLES)
 VOTES = sa.Table(
     "votes", TABLES,
     sa.Column("paper", sa.String, primary_key=True),
     sa.Column("reader", sa.String, primary_key=True),
     sa.Column("at", sa.Double, nullable=False, index=True),
 )  # fmt: skip
-
-
-def database_url(settings: Settings) -> str:
-    """Where the papers are, as ``Store`` finds them: their readers and votes are there too."""
-    chosen = settings.database or os.environ.get("ETUDE_PAPERS")
-    return str(chosen or "~/.etude/papers.sqlite")
 
 
 class Votes:
@@ -59,8 +48,8 @@ class Votes:
         EtudeError: the database cannot be used; so does every method.
     """
 
-    def __init__(self, url: str) -> None:
-        self.database = Database(url, TABLES, version=VERSION, what="the votes")
+    def __init__(self, url: str | None) -> None:
+        self.database = Database(papers_url(url), TABLES, version=VERSION, what="the votes")
 
     def close(self) -> None:
         """Give the connections back."""
@@ -111,7 +100,7 @@ _OPEN: WeakKeyDictionary[Store, Votes] = WeakKeyDictionary()
 def votes(site: Site) -> Votes:
     """The votes of a site, opened once."""
     if site.store not in _OPEN:
-        _OPEN[site.store] = Votes(database_url(site.settings))
+        _OPEN[site.store] = Votes(site.settings.database)
     return _OPEN[site.store]
 
 

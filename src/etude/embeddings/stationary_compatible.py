@@ -25,6 +25,8 @@ label, the average compatibility is the share of pairs i > j with M[i, j] > M[j,
 Source: Biondi, Pernici, Ricci, Del Bimbo, "Stationary Representations: Optimally Approximating
 Compatibility and Implications for Improved Model Replacements", CVPR 2024, arXiv:2405.02581;
 release miccunifi/iamcl2r at 18495ac, whose comments number (5) as Eq. 3 and (4) as Eq. 4.
+Not found: the paper's own print of (4). Which terms its sum has is read from those comments,
+that similarities of the same class are masked; the code does something else, see the card.
 """
 
 from __future__ import annotations
@@ -62,12 +64,15 @@ CARD = Card(
     data=("digits", "fashion_mnist"),
     code="miccunifi/iamcl2r",
     departs=(
-        "Samples of the same class are left out of the sum of (4), as the equation has it; the "
-        "release multiplies their similarities by 0, so that each adds exp(0) = 1: "
+        "Samples of the same class are left out of the sum of (4), as the release's comments have "
+        "it; its code multiplies their similarities by 0, so that each adds exp(0) = 1: "
         "HOCLoss(zero_mask=True).",
     ),
     example={"dim": 8},
 )
+
+
+MOST_QUERIES = 512  # whose cosines to a whole gallery are held at once
 
 
 def _simplex(dim: int) -> Tensor:
@@ -169,10 +174,12 @@ def compatibility_matrix(
         for array in arrays:
             require(np.shape(array) == (rows, width), name, f"all ({rows}, {width})", array)
     new, old = ([_unit(array) for array in arrays] for arrays in (queries, galleries))
+    n_parts = -(-len(asked) // MOST_QUERIES)
     matrix = np.full((n, n), np.nan)
     for i in range(n):
         for j in range(i + 1):
-            matrix[i, j] = (there[(new[i] @ old[j].T).argmax(axis=1)] == asked).mean()
+            near = [(part @ old[j].T).argmax(axis=1) for part in np.array_split(new[i], n_parts)]
+            matrix[i, j] = (there[np.concatenate(near)] == asked).mean()
     return matrix
 
 

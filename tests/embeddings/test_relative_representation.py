@@ -179,6 +179,20 @@ def test_farthest_points_by_loops():
     assert found.tolist() == sorted(chosen)
 
 
+def test_kmeans_by_loops():
+    vectors = np.random.default_rng(8).normal(size=(60, 3)) + np.array([1.0, 0.0, 0.0])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for seed in range(3):
+        means = unit[anchor_select(vectors, 7, strategy="farthest", seed=seed)]
+        for _ in range(25):
+            near = [min(range(7), key=lambda c, x=x: ((x - means[c]) ** 2).sum()) for x in unit]
+            means = np.stack([unit[np.array(near) == c].mean(axis=0) for c in range(7)])
+        want = {max(range(60), key=lambda i, m=m: unit[i] @ m) for m in means}
+        assert len(want) == 7  # no row is nearest to two means here
+        found = anchor_select(vectors, 7, strategy="kmeans", seed=seed)
+        assert found.tolist() == sorted(want)
+
+
 def test_refusals(pair):
     x, anchors = pair
     with pytest.raises(EtudeError, match=r"bin_size must be in 0\.\.2"):

@@ -158,10 +158,28 @@ def test_separate_tables_keep_features_apart_and_small_ones_whole():
     assert rows[:, 1].tolist() == rows[:, 2].tolist() == [10, 11, 12, 13, 14]
 
 
+def test_separate_tables_hash_every_lookup_by_a_function_of_its_own():
+    layer = SeparateTables(2, n_lookups=(2, 1), n_rows=(50, 30))
+    rows = layer.rows(torch.arange(40)[:, None].expand(40, 2))
+    for place, (f, c, n, first) in enumerate([(0, 0, 50, 0), (0, 1, 50, 0), (1, 0, 30, 50)]):
+        want = [first + slow_siphash(str(v).encode(), f, c) % n for v in range(40)]
+        assert rows[:, place].tolist() == want
+
+
+@pytest.mark.parametrize("dim", [4, 64])
+def test_rows_start_normal_with_a_deviation_of_one_over_the_root_of_the_width(dim):
+    table = UnifiedEmbedding(dim, n_rows=4000).table.detach() * dim**0.5
+    assert table.abs().max() <= 2.0
+    # a normal cut at two deviations has 0.8796 of its deviation
+    assert float(table.std()) == pytest.approx(0.8796, rel=0.03)
+    assert abs(float(table.mean())) < 0.03
+
+
 def test_proportional_rows_share_the_total():
     assert proportional_rows((300, 100), 40) == (30, 10)
     assert proportional_rows((10**6, 1, 1, 1), 5) == (2, 1, 1, 1)
     assert proportional_rows((3, 2), 10) == (3, 2)
+    assert proportional_rows((500, 260, 240), 10) == (5, 3, 2)  # 2.6 has the largest remainder
     assert proportional_rows((400, 100), 30, power=0.5) == (20, 10)
     assert proportional_rows((400, 4), 100, power=0.0) == (96, 4)
     for total in (6, 77, 400, 26_260):

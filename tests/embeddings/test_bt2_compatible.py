@@ -184,6 +184,17 @@ def test_the_generator_is_all_the_randomness():
     assert not torch.equal(states[0]["turn_old.start"], states[2]["turn_old.start"])
 
 
+def test_first_rotations_are_drawn_from_reflections_too():
+    # in one dimension there are just 1 and -1; QR as it comes gives always the same one
+    heads = [
+        BasisTransformationHead(
+            2, 2, old_dim=1, n_extra=1, generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in range(20)
+    ]
+    assert {head.turn_old.start.item() for head in heads} == {-1.0, 1.0}
+
+
 def test_zeros_stay_finite():
     head = BasisTransformationHead(9, 3, old_dim=4, n_extra=2)
     h = torch.zeros(2, 9, requires_grad=True)

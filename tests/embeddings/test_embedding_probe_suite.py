@@ -131,6 +131,9 @@ def test_grams_of_a_word_by_hand():
     grams = ["<abc>", "<ab", "abc", "bc>", "<abc", "abc>"]
     assert sorted(np.flatnonzero(row)) == sorted(fnv(g.encode()) % 2**20 for g in grams)
     np.testing.assert_allclose(row[row > 0], 1 / 6)
+    # <ab> is one of the word's own n-grams of four letters, but counts once
+    short = _grams(["ab"], 2**20, 3, 4).toarray()[0]
+    np.testing.assert_allclose(short[[fnv(g) % 2**20 for g in (b"<ab>", b"<ab", b"ab>")]], 1 / 3)
 
 
 def test_subwords_serve_any_word_and_related_ones_are_alike():
@@ -168,6 +171,9 @@ def test_means_and_inverse_document_frequency():
     np.testing.assert_allclose(mean, [[1, 0, 0], [0.5, 0.5, 0], [0, 0, 0]])
     idf = sentence_vectors(vectors, counts, weighting="idf")
     np.testing.assert_allclose(idf[1], [(math.log(4 / 3) + 1) / 2, (math.log(2) + 1) / 2, 0])
+    # at test by the training sentences' frequencies
+    again = sentence_vectors(vectors, counts[1:2], weighting="idf", train_counts=counts)
+    np.testing.assert_allclose(again, idf[1:2])
 
 
 def slow_analogy(vectors, question, rule):

@@ -47,14 +47,9 @@ from torch.nn.functional import logsigmoid
 from etude.core import Card, require
 
 __all__ = [
-    "ppmi_svd",
-    "evaluate_embeddings",
-    "glove",
-    "sentence_vectors",
-    "sgns",
-    "subword_vectors",
+    "ppmi_svd", "evaluate_embeddings", "glove", "sentence_vectors", "sgns", "subword_vectors",
     "weat",
-]
+]  # fmt: skip
 
 CARD = Card(
     slug="embedding_probe_suite",
@@ -75,6 +70,11 @@ CARD = Card(
     fidelity="protocol",
     cost="M",
     data=("generated_corpus",),
+    departs=(
+        "All kinds minimize their exact sums over one matrix of counts by L-BFGS, where the papers "
+        "of (2) to (4) take steps of a gradient on samples from a stream of words.",
+        "(4): a word as a whole shares the n-grams' hashed rows; fastText gives it one of its own.",
+    ),
     search={"shift": (1.0, 5.0, 15.0)},
     example={"dim": 4},
 )
@@ -205,7 +205,7 @@ def evaluate_embeddings(
         cosines = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(1)
         found["similarity"] = float(spearmanr(cosines, similarities).statistic)
     if analogies is not None:
-        a, b, c = (unit @ unit[column].T for column in np.asarray(analogies).T[:3])
+        a, b, c = (unit @ unit[column].T for column in analogies.T[:3])
         shifted = [(1 + one) / 2 for one in (a, b, c)]
         scores = {"add": b - a + c, "mul": shifted[1] * shifted[2] / (shifted[0] + 1e-3)}  # (6, 7)
         for name, score in scores.items():

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 
 from etude.core import EtudeError
-from etude.core.tables import LAYERS, PRIME
+from etude.core.tables import LAYERS, PRIME, SPREAD
 from etude.embeddings import EmbeddingCompressionBench, compressed_embedding, memory_bytes
+from etude.embeddings.embedding_compression_bench import _Network
 
 N, DIM = 900, 8
 COUNTS = torch.randperm(N, generator=torch.Generator().manual_seed(1))
@@ -205,6 +206,36 @@ def test_the_bench_learns_and_measures_rightly(monkeypatch):
     assert line.log_loss == pytest.approx(float(want), abs=0.3)  # of the better of two rates
     assert line.n_bytes == 320 * 8 * 4
     assert line.held_loss == pytest.approx(line.log_loss)  # here they are the same samples
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind != "deep_hash"])
+def test_vectors_of_every_kind_start_with_one_deviation(kind):
+    sizes = (6000, 100)
+    built = compressed_embedding(kind, sizes=sizes, dim=16, n_bytes=200_000, seed=3)
+    if kind == "product_codes":  # answers are centroids, nearer to 0 than the rows they stand for
+        starts = [built.table, built.centroids]
+    else:
+        first, last = torch.arange(6000), torch.arange(6000, 6100)
+        starts = [built(first), built(last)] if kind == "mixed_dimension" else [built(first)]
+    for start in starts:
+        assert float(start.detach().std()) == pytest.approx(SPREAD, rel=0.2)
+
+
+def test_centroids_learn_in_training_and_only_by_their_penalty():
+    bench = EmbeddingCompressionBench(8, n_values=(4000, 300, 20), n_steps=3)
+    ids, y = clicks(sizes=(4000, 300, 20))
+    net = _Network(bench, "product_codes", 3.0, ids)
+    layer = net.table.layer
+    before = layer.centroids.detach().clone()
+    bench._train(net, 0.01, ids, y)
+    assert (layer.centroids - before).abs().max() > 0.005
+
+
+def test_the_rate_is_the_one_with_the_least_held_loss():
+    parts = [clicks()] * 3
+    for rates in ((1e-5, 1e-2), (1e-2, 1e-5)):
+        bench = EmbeddingCompressionBench(8, n_values=(300, 20), n_steps=40, rates=rates)
+        assert bench.run("hash", 1.0, *parts).lr == 1e-2
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ CARD = Card(
     code="rentzi/sparseRegularizers",
     departs=(
         "Both step sizes are constant; the release lets them decay for CEL0 above 500 units.",
+        "A batch that has not come to rest after `max_rounds` moves the dictionary all the same; "
+        "the release passes over it.",
         "New patches are coded until each of them has come to rest, so that a code does not "
         "depend on the others of its batch; in training the whole batch is tested, as released.",
     ),

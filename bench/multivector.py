@@ -136,8 +136,10 @@ def encoding(documents: np.ndarray, encoder: MuveraEncoder, n_rounds: int) -> No
     goal("encoding, of the port's rate", ratio, ratio >= 1, "at least 1")
 
 
-def plaid(python: str, documents: np.ndarray, queries: list, true: np.ndarray) -> float | None:
-    """Median ms a query of pylate's PLAID in its own environment."""
+def plaid(
+    python: str, documents: np.ndarray, queries: list, true: np.ndarray
+) -> tuple[float, float] | None:
+    """Median ms a query of pylate's PLAID in its own environment, and its recall."""
     worker = Path(__file__).with_name("plaid_worker.py")
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/documents.npy", documents)
@@ -152,7 +154,7 @@ def plaid(python: str, documents: np.ndarray, queries: list, true: np.ndarray) -
     held = share([np.array(ids) for ids in told["ids"]], true)
     span = f"{told['ms']:.1f} ({told['least']:.1f}-{told['most']:.1f})"
     print(f"{'pylate PLAID':<30}{held:>8.3f}{told['build_s']:>9.1f}{'':>9}{span:>24}")
-    return float(told["ms"])
+    return float(told["ms"]), held
 
 
 def main() -> None:
@@ -241,8 +243,16 @@ def main() -> None:
          f"at least 2 ({n_heuristic:.0f} holding {share(heuristic, wanted):.3f})")  # fmt: skip
     if options.plaid_python is None:
         print("PLAID is not there: give --plaid-python an environment with pylate 1.2.0")
-    elif (ms := plaid(options.plaid_python, documents, tested, wanted)) is not None:
-        goal("PLAID's latency over MUVERA's", ms / middle[best], ms / middle[best] >= 3, "3")
+    elif (told := plaid(options.plaid_python, documents, tested, wanted)) is not None:
+        ms, its_recall = told
+        equal = contenders[best].recall >= GOAL and its_recall >= GOAL
+        aim = f"3 at recall {GOAL} of both ({contenders[best].recall:.3f}, {its_recall:.3f})"
+        goal(
+            "PLAID's latency over MUVERA's",
+            ms / middle[best],
+            equal and ms / middle[best] >= 3,
+            aim,
+        )
     print("\n".join(GOALS))
 
 

@@ -262,8 +262,7 @@ def second_stage(corpus: Corpus, seed: int, coarse: Trained, arm: str) -> float:
 def measure(seed: int) -> list[Pair]:
     """One seed's pairs; the first: recall by codes of 8 bytes, against OPQ's."""
     seed += FIRST_DRAW
-    corpus = topic_queries(seed)
-    base = Encoder(seed)
+    corpus, base = topic_queries(seed), Encoder(seed)
     train(corpus, random_batches(corpus, seed), base, LEARNING_RATES[2])
     queries, own = corpus.part(N_TRAIN + N_VALIDATION, N_TEST)
     pairs: list[Pair] = []

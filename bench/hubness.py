@@ -9,7 +9,8 @@ the vector of that text. Banks: 600 such queries for other texts, and 600 items 
 The two scales are chosen on 600 further queries by Recall@1, on 600 more all is measured. These
 queries were settled after others had been measured: with a text's own vector and noise for a
 query, which the plain search answers almost always, the offsets cost up to 0.008 of Recall@1.
-The offsets are one coordinate more (``hub_offset``), so both contenders are the same exact search, one query at a time, in turn.
+The offsets are one coordinate more (``hub_offset``), so both contenders are the same exact
+search, one query at a time, in turn.
 Times are of the searching thread on its core, so that other work on the machine stays out.
 """
 

@@ -3,7 +3,7 @@
 import sqlite3
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from etude.papers.catalogue import papers
@@ -29,6 +29,7 @@ def test_stems_are_those_of_sqlite_on_the_catalogue() -> None:
 SUFFIXES = ["ational", "ization", "iveness", "eed", "ing", "ies", "bly", "y", "ement", "ll", "ss"]
 
 
+@example("yy", "ing")
 @given(st.text("abcdelotysz", min_size=1, max_size=7), st.sampled_from(SUFFIXES))
 def test_stems_are_those_of_sqlite_on_made_words(start: str, suffix: str) -> None:
     word = start + suffix

@@ -80,7 +80,7 @@ def _has_vowel(part: str) -> bool:
 
 
 def _ends_double(word: str) -> bool:
-    return len(word) > 1 and word[-1] == word[-2] and _is_consonant(word, len(word) - 1)
+    return len(word) > 1 and word[-1] == word[-2] and word[-1] not in "aeiou"  # yy, as SQLite has
 
 
 def _ends_cvc(word: str) -> bool:

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-import uuid
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -17,7 +16,6 @@ from etude.core import EtudeError
 from etude.lab.ledger import VERSION, Ledger
 from etude.lab.row import Row, Run
 
-SERVER = os.environ.get("ETUDE_TEST_POSTGRES", "")
 RUN = Run(
     id="3f2a9c0d1e2b", command="etude try muvera --data digits", spec={"seeds": [0, 1], "tune": 4},
     started="2026-11-22T10:00:00+00:00", extra={"note": "é"},
@@ -46,27 +44,9 @@ for seed in range(int(sys.argv[2]), int(sys.argv[3])):
 """
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def url(request, tmp_path):
-    """An empty ledger's address."""
-    if request.param == "sqlite":
-        yield str(tmp_path / "deep" / "ledger.sqlite")
-        return
-    if not SERVER:
-        pytest.skip("ETUDE_TEST_POSTGRES names no PostgreSQL server")
-    import psycopg
-
-    schema = f"t{uuid.uuid4().hex}"
-    with psycopg.connect(SERVER, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-        mark = "&" if "?" in SERVER else "?"
-        yield f"{SERVER}{mark}options=-csearch_path%3D{schema}"
-        connection.execute(f"DROP SCHEMA {schema} CASCADE")
-
-
 @pytest.fixture
-def ledger(url):
-    made = Ledger(url)
+def ledger(database):
+    made = Ledger(database)
     made.start(RUN)
     yield made
     made.close()
@@ -114,12 +94,12 @@ def test_measured_counts_failures_too(ledger) -> None:
     assert ledger.measured(RUN.id) == {one, (ROW.method, 1, *one[2:])}
 
 
-def test_start_again_keeps_rows_and_sets_back_to_running(ledger, url) -> None:
+def test_start_again_keeps_rows_and_sets_back_to_running(ledger, database) -> None:
     ledger.add([ROW])
     ledger.finish(RUN.id, "failed")
     assert ledger.run(RUN.id).state == "failed"
     assert ledger.run(RUN.id).finished is not None
-    again = Ledger(url)
+    again = Ledger(database)
     again.start(ledger.run("latest"))
     assert again.run(RUN.id) == RUN
     assert again.rows(RUN.id) == [ROW]
@@ -206,50 +186,50 @@ def test_export_has_every_column(ledger, tmp_path, suffix) -> None:
         ledger.export(tmp_path / "nowhere" / "rows.csv")
 
 
-def test_a_newer_version_is_refused_and_left_alone(url) -> None:
+def test_a_newer_version_is_refused_and_left_alone(database) -> None:
     import sqlalchemy as sa
 
-    ledger = Ledger(url)
+    ledger = Ledger(database)
     with ledger._database.begin() as connection:
         connection.execute(sa.text(f"UPDATE etude_meta SET value = {VERSION + 1}"))
     ledger.close()
     with pytest.raises(EtudeError, match=f"version {VERSION + 1}.*up to {VERSION}: upgrade etude"):
-        Ledger(url)
+        Ledger(database)
 
 
-def start_writer(tmp_path, url: str, first: int, end: int) -> subprocess.Popen:
+def start_writer(tmp_path, database: str, first: int, end: int) -> subprocess.Popen:
     """A process that adds two rows a seed and prints each seed that is stored."""
     source = f"from etude.lab.row import Row, Run\nROW = {ROW!r}\nRUN = {RUN!r}\n"
     (tmp_path / "tests_ledger_rows.py").write_text(source, encoding="utf-8")
     return subprocess.Popen(
-        [sys.executable, "-c", WRITER, url, str(first), str(end)],
+        [sys.executable, "-c", WRITER, database, str(first), str(end)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
 
 
-def test_two_writers_at_once_both_finish(url, tmp_path) -> None:
+def test_two_writers_at_once_both_finish(database, tmp_path) -> None:
     # Both make the tables, both start the same run, and 20 seeds are measured by both.
-    writers = [start_writer(tmp_path, url, 0, 60), start_writer(tmp_path, url, 40, 100)]
+    writers = [start_writer(tmp_path, database, 0, 60), start_writer(tmp_path, database, 40, 100)]
     for writer in writers:
         errors = writer.communicate(timeout=120)[1]
         assert writer.returncode == 0, errors
-    ledger = Ledger(url)
+    ledger = Ledger(database)
     seeds = sorted((row.seed, row.arm) for row in ledger.rows(RUN.id))
     assert seeds == [(seed, arm) for seed in range(100) for arm in ("baseline", "ours")]
     ledger.close()
 
 
-def test_a_killed_writer_leaves_all_that_it_was_told_is_stored(url, tmp_path) -> None:
+def test_a_killed_writer_leaves_all_that_it_was_told_is_stored(database, tmp_path) -> None:
     told: list[int] = []
     for _ in range(3):
-        writer = start_writer(tmp_path, url, len(told), 100_000)
+        writer = start_writer(tmp_path, database, len(told), 100_000)
         assert writer.stdout is not None
         told.append(int(writer.stdout.readline()))
         time.sleep(0.15)
         writer.send_signal(signal.SIGKILL)
         told += [int(line) for line in writer.communicate()[0].splitlines() if line.strip()]
-        ledger = Ledger(url)
+        ledger = Ledger(database)
         pairs = [(row.seed, row.arm) for row in ledger.rows(RUN.id)]
         assert set(told) <= {seed for seed, _ in pairs}
         # A batch is stored whole or not at all, and nothing twice.
@@ -257,8 +237,8 @@ def test_a_killed_writer_leaves_all_that_it_was_told_is_stored(url, tmp_path) ->
         assert sorted(pairs) == whole
         ledger.close()
     assert len(told) > 3
-    if not url.startswith("postgres"):
-        with sqlite3.connect(url) as connection:
+    if not database.startswith("postgres"):
+        with sqlite3.connect(database) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 

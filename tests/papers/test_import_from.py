@@ -176,16 +176,16 @@ def snapshot(path, n: int, n_words: int = 300) -> None:
             file.write(json.dumps(facts) + "\n")
 
 
-def test_a_killed_import_of_a_snapshot_goes_on_where_it_was(url, tmp_path) -> None:
+def test_a_killed_import_of_a_snapshot_goes_on_where_it_was(database, tmp_path) -> None:
     path = tmp_path / "arxiv.json"
     snapshot(path, 6_000)
-    command = [sys.executable, "-c", IMPORTER, url, str(path)]
+    command = [sys.executable, "-c", IMPORTER, database, str(path)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     told = [int(child.stdout.readline().split()[0]) for _ in range(4)]
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
     assert told[-1] > 0
-    store = Store(url)
+    store = Store(database)
     kept = store.count() - len(papers())
     assert 0 < kept < 6_000
     assert store.refreshed() == []

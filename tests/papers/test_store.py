@@ -33,10 +33,10 @@ def of_catalogue(store) -> int:
     return sum(entry.sources[0] == "catalogue" for entry in store.everything())
 
 
-def test_the_catalogue_is_there_once(store, url) -> None:
+def test_the_catalogue_is_there_once(store, database) -> None:
     assert store.count() == of_catalogue(store) == len(papers())
     change = store.changed()
-    again = Store(url)
+    again = Store(database)
     assert (again.count(), again.changed()) == (len(papers()), change)
     first = next(p for p in papers() if p.arxiv)
     entry = store.get(f"arXiv:{first.arxiv}v3")
@@ -161,14 +161,14 @@ def test_hostile_text_is_stored_and_read(store) -> None:
     assert [e.title for e in store.everything()][-2:] == [title, title2]
 
 
-def start(url: str, name: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", WRITER, url, name]
+def start(database: str, name: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITER, database, name]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
 
-def test_two_importers_at_once_make_no_duplicate_and_lose_none(url) -> None:
-    writers = [start(url, "a"), start(url, "b")]
+def test_two_importers_at_once_make_no_duplicate_and_lose_none(database) -> None:
+    writers = [start(database, "a"), start(database, "b")]
     for writer in writers:
         assert writer.stdout.readline() == "ready\n"
     for writer in writers:
@@ -177,7 +177,7 @@ def test_two_importers_at_once_make_no_duplicate_and_lose_none(url) -> None:
     said = [writer.communicate(timeout=120)[0].split() for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0]
     assert sum(int(n) for words in said for n in words[::2]) == 200  # each paper is added once
-    store = Store(url)
+    store = Store(database)
     found = [e for e in store.everything() if e.arxiv.startswith("2601.")]
     assert sorted(e.arxiv for e in found) == [f"2601.{i:05d}" for i in range(200)]
     assert all(sorted(e.sources) == ["a", "b"] for e in found)
@@ -185,8 +185,8 @@ def test_two_importers_at_once_make_no_duplicate_and_lose_none(url) -> None:
     store.close()
 
 
-def test_a_killed_importer_leaves_all_that_it_was_told_is_stored(url) -> None:
-    writer = start(url, "a")
+def test_a_killed_importer_leaves_all_that_it_was_told_is_stored(database) -> None:
+    writer = start(database, "a")
     writer.stdout.readline()
     writer.stdin.write("\n")
     writer.stdin.flush()
@@ -194,7 +194,7 @@ def test_a_killed_importer_leaves_all_that_it_was_told_is_stored(url) -> None:
     os.kill(writer.pid, signal.SIGKILL)
     writer.wait()
     assert told == ["10 0\n"] * 5
-    store = Store(url)
+    store = Store(database)
     found = store.count() - len(papers())
     assert found >= 50
     assert found % 10 == 0

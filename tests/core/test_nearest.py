@@ -1,6 +1,5 @@
-"""Exact search, shortlists, codes, and folders that notice every change."""
+"""Exact search, shortlists and codes."""
 
-import json
 import multiprocessing
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from etude.core import EtudeError, scan
 from etude.core.codec import Codec, random_rotation
 from etude.core.nearest import FEW, Exact, as_vectors, best, in_threads, shortlist
-from etude.core.sealed import read_arrays, read_manifest, write_arrays, write_manifest
 
 
 def data(n=500, dim=24, n_queries=9, seed=0):
@@ -253,48 +251,3 @@ def test_importing_the_module_compiles_nothing():
         "assert 'numba' not in sys.modules and 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_sealed_arrays_come_back_and_every_changed_byte_is_noticed(tmp_path):
-    arrays = {"codes": np.arange(300, dtype=np.uint8), "wide": np.ones((40, 5), np.float32)}
-    entries = write_arrays(tmp_path, arrays)
-    write_manifest(tmp_path, {"kind": "test", "arrays": entries})
-    found = read_arrays(tmp_path, read_manifest(tmp_path, "test")["arrays"], mapped=("wide",))
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
-    assert isinstance(found["wide"], np.memmap)
-    assert write_arrays(tmp_path, arrays) == entries
-    for name, entry in entries.items():
-        path = tmp_path / entry["file"]
-        content = path.read_bytes()
-        for n in range(0, len(content), 37):
-            changed = bytearray(content)
-            changed[n] ^= 1
-            path.write_bytes(changed)
-            with pytest.raises(EtudeError, match=f"{name}-.*npy was cut or changed"):
-                read_arrays(tmp_path, entries)
-        path.write_bytes(content[:-1])
-        for verify in (True, False):
-            with pytest.raises(EtudeError, match=f"{name}-.*npy was cut or changed"):
-                read_arrays(tmp_path, entries, verify=verify)
-        path.unlink()
-        with pytest.raises(EtudeError, match=f"{name}-.*cannot be read"):
-            read_arrays(tmp_path, entries)
-        path.write_bytes(content)
-
-
-def test_a_changed_manifest_is_noticed(tmp_path):
-    with pytest.raises(EtudeError, match=r"index.json cannot be read"):
-        read_manifest(tmp_path, "test")
-    write_manifest(tmp_path, {"kind": "test", "n": 1})
-    assert read_manifest(tmp_path, "test")["n"] == 1
-    with pytest.raises(EtudeError, match="must be of kind 'other'"):
-        read_manifest(tmp_path, "other")
-    path = tmp_path / "index.json"
-    whole = json.loads(path.read_text())
-    whole["content"]["n"] = 2
-    for text in (json.dumps(whole), path.read_text()[:-2], "", "[]", '{"content": 3}'):
-        path.write_text(text)
-        with pytest.raises(EtudeError, match=r"index.json was cut or changed"):
-            read_manifest(tmp_path, "test")
-    assert [p.name for p in tmp_path.iterdir()] == ["index.json"]

@@ -55,8 +55,8 @@ def test_what_was_checked_is_read_again_only_where_it_was_written_to(
 ) -> None:
     Index.build(documents(0, 30), tmp_path, vectors=vectors(30))
     read: list[str] = []
-    real = disk._file_sum
-    monkeypatch.setattr(disk, "_file_sum", lambda path: read.append(path.name) or real(path))
+    real = disk.sealed.file_sum
+    monkeypatch.setattr(disk.sealed, "file_sum", lambda path: read.append(path.name) or real(path))
     for _ in range(2):  # too young to be remembered
         read.clear()
         Index.load(tmp_path)

@@ -16,8 +16,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 __all__ = [
-    "dots", "dots_at", "near_codes", "raise_best", "small_dots", "small_dots_at", "table_scores",
-    "table_scores_at",
+    "bits_set", "dots", "dots_at", "near_codes", "raise_best", "small_dots", "small_dots_at",
+    "table_scores", "table_scores_at",
 ]  # fmt: skip
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
@@ -40,7 +40,7 @@ def _population(typing: Any, word: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
-_bits_set: Any = intrinsic(_population)
+bits_set: Any = intrinsic(_population)  # of a uint64, for compiled loops
 
 
 @_compiled
@@ -119,7 +119,7 @@ def near_codes(
     for i in range(first, last):
         unlike = np.uint64(0)
         for w in range(len(query)):
-            unlike += _bits_set(codes[i, w] ^ query[w])
+            unlike += bits_set(codes[i, w] ^ query[w])
         distance = np.int64(unlike)
         if distance < bound:
             rows[held], far[held] = i, distance

@@ -18,7 +18,10 @@ import numpy as np
 
 from etude.core.errors import EtudeError
 
-__all__ = ["MANIFEST", "read_arrays", "read_manifest", "write_arrays", "write_manifest"]
+__all__ = [
+    "MANIFEST", "file_sum", "read_arrays", "read_manifest", "settle", "write_array", "write_arrays",
+    "write_manifest",
+]  # fmt: skip
 
 MANIFEST = "index.json"
 CURE = "copy it again from its source, or build it anew"
@@ -35,6 +38,31 @@ class _Summing:
         return self.file.write(part)
 
 
+def write_array(path: Path, array: np.ndarray) -> tuple[int, str]:
+    """Write a .npy file, which is on the disk when this returns; its bytes and its sha256."""
+    with path.open("wb") as raw:
+        file = _Summing(raw)
+        np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+        raw.flush()
+        os.fsync(raw.fileno())
+        return raw.tell(), file.sum.hexdigest()
+
+
+def file_sum(path: Path) -> str:
+    """The sha256 of a file, which is read once."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def settle(folder: Path) -> None:
+    """Have the folder's new names on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """Write each array; for each name the file's entry in the manifest (file, sha256, bytes).
 
@@ -45,14 +73,9 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, di
     for name, array in arrays.items():
         part = folder / f".{name}.{os.getpid()}.part"
         try:
-            with part.open("wb") as raw:
-                file = _Summing(raw)
-                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-                os.fsync(raw.fileno())
-            final = f"{name}-{file.sum.hexdigest()[:16]}.npy"
-            entries[name] = {
-                "file": final, "sha256": file.sum.hexdigest(), "bytes": part.stat().st_size,
-            }  # fmt: skip
+            n_bytes, digest = write_array(part, array)
+            final = f"{name}-{digest[:16]}.npy"
+            entries[name] = {"file": final, "sha256": digest, "bytes": n_bytes}
             os.replace(part, folder / final)
         finally:
             part.unlink(missing_ok=True)
@@ -71,6 +94,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, folder / MANIFEST)
+    settle(folder)
 
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
@@ -111,12 +135,7 @@ def read_arrays(
         path = folder / Path(str(entry["file"])).name  # never outside the folder
         try:
             size = path.stat().st_size
-            if size == entry["bytes"] and verify:
-                with path.open("rb") as file:
-                    intact = hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]
-            else:
-                intact = size == entry["bytes"]
-            if not intact:
+            if size != entry["bytes"] or (verify and file_sum(path) != entry["sha256"]):
                 raise EtudeError(f"{path} was cut or changed; {CURE}")
             found[name] = np.load(
                 path, mmap_mode="r" if name in mapped else None, allow_pickle=False

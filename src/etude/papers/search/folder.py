@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from etude.core import EtudeError
+from etude.core import EtudeError, sealed
 
 __all__ = [
     "Checked", "Manifest", "is_busy", "locked", "read_array", "read_manifest", "stamp", "sweep",
@@ -105,17 +105,12 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(folder / NAME)
-    _keep(folder)
+    sealed.settle(folder)
 
 
 def write_array(folder: Path, name: str, values: np.ndarray) -> list[Any]:
     """Write ``<name>.npy``; its entry in the manifest: bytes and sha256."""
-    path = folder / f"{name}.npy"
-    with path.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    return [path.stat().st_size, _file_sum(path)]
+    return list(sealed.write_array(folder / f"{name}.npy", values))
 
 
 class Checked:
@@ -137,7 +132,7 @@ class Checked:
         name = path.relative_to(self.folder).as_posix()
         if self.known.get(name) == seen:
             return True
-        if status.st_size != entry[0] or _file_sum(path) != entry[1]:
+        if status.st_size != entry[0] or sealed.file_sum(path) != entry[1]:
             return False
         # What was written a moment ago may be written to again without another time.
         if time.time_ns() - status.st_ctime_ns > SETTLED:
@@ -189,17 +184,3 @@ def _damaged(path: Path) -> NoReturn:
 def _sum_of(manifest: Mapping[str, Any]) -> str:
     whole = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(whole.encode()).hexdigest()
-
-
-def _file_sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _keep(folder: Path) -> None:
-    """Have the folder's new names on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,6 +10,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
+from etude.core.scan import bits_set
+
 __all__ = [
     "add_words", "best_rows", "count_alive", "distances", "make_postings", "nearest_rows",
     "phrase_rows", "products", "score_rows",
@@ -18,12 +20,6 @@ __all__ = [
 TITLE = 128  # the bit of a posting's mark that says: in the title too
 MOST = 127  # occurrences in a document that are told apart
 BLOCK = 64  # rows whose highest score is looked at first
-
-
-@intrinsic
-def _ones(typing, word):  # type: ignore[no-untyped-def]
-    """The number of one-bits of a 64-bit word, as one instruction."""
-    return word(word), lambda context, builder, signature, args: builder.ctpop(args[0])
 
 
 @intrinsic
@@ -152,7 +148,7 @@ def distances(codes, code, mask, found):  # type: ignore[no-untyped-def]
         if every or mask[row]:
             distance = np.uint64(0)
             for j in range(width):
-                distance += _ones(codes[row, j] ^ code[j])  # type: ignore[call-arg]
+                distance += bits_set(codes[row, j] ^ code[j])
             found[row] = distance
             counts[distance] += 1
         else:

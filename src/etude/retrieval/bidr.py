@@ -64,7 +64,9 @@ CARD = Card(
     departs=(
         "The index searches all codes; the release puts them into an inverted file.",
         "code_weight is 0 by default, so that answers are inner products; the release's is 0.3.",
-        "A query's known positives are never drawn as its negatives; the loss masks them anyway.",
+        "The error in (3) is one mean over all documents, rotated; the release adds a mean over "
+        "positives and one over negatives, and takes the vectors as they are before rotation.",
+        "A query's known positives are never its hard negatives; the loss masks them anyway.",
         "Signs of a random rotation are the codes where there is no quantizer.",
     ),
     example={"dim": 8, "n_near": 20, "n_verified": 10},
@@ -160,8 +162,7 @@ def locality_centric_batches(
     for query, documents in enumerate(ranking[:, slice(*links)].tolist()):
         for document in documents:
             linked[document].append(query)
-    order = generator.permutation(len(ranking)).tolist()
-    unused = set(order)
+    unused = set(order := generator.permutation(len(ranking)).tolist())
     while unused:
         batch, taken, waiting = [], set(), []
         while len(batch) < batch_size and unused:
@@ -277,8 +278,7 @@ class BiGranularIndex:
         return ids, scores
 
     def save(self, path: str | Path) -> None:
-        """Write to the folder `path`, of an index that grew the new part only; who has loaded the
-        folder before keeps that state."""
+        """Write to the folder `path` what it lacks; who has loaded it before keeps that state."""
         require(self._codec is not None, "index", "fitted before it is saved", "none of it")
         names = ("n_near", "n_verified", "code_weight", "seed")
         facts = {"dim": self.dim, "options": {name: getattr(self, name) for name in names}}

@@ -74,6 +74,16 @@ def test_the_plan_knows_no_scale_and_no_origin(case):
     torch.testing.assert_close(quantizer.plan(7.0 * d), plan, rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("eps", [1e-3, 1e-6])
+def test_a_small_eps_leaves_a_plan(case, eps):
+    """exp(1 / eps) and exp(-2 / eps) have no float64; the limit is a hard, balanced choice."""
+    quantizer, x = case
+    quantizer.eps, quantizer.n_steps = eps, 2000
+    plan = quantizer.plan(slow_distances(quantizer, x))
+    torch.testing.assert_close(plan.sum(2), torch.ones(2, 64, dtype=torch.float64))
+    assert (plan.max(dim=2).values > 0.99).double().mean() > 0.8
+
+
 def test_codes_collapse_without_the_constraint_and_not_with_it():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(512, 8, generator=generator)
@@ -97,8 +107,8 @@ def test_gradients_go_straight_through(case):
     torch.testing.assert_close(out, quantizer.decode(codes))
     (out * weights).sum().backward()
     torch.testing.assert_close(vectors.grad, weights.expand(64, 8))
-    counts = torch.bincount(codes[:, 0], minlength=4).double()
-    torch.testing.assert_close(quantizer.centroids.grad[0], counts[:, None] * weights[:4])
+    counts = torch.bincount(codes[:, 0], minlength=4)[:, None]
+    torch.testing.assert_close(quantizer.centroids.grad[0], counts * weights[:4])
 
 
 def test_as_many_centroids_as_vectors_lose_nothing():
@@ -137,7 +147,7 @@ def test_the_start_is_as_good_as_faiss_opq_and_better_than_its_pq():
 
 
 def test_the_loss_of_a_step_is_the_equation():
-    """One step of SGD-sized learning: the gradient of (5), written out, moves the centroids."""
+    """The gradient of (5), written out, moves the centroids."""
     generator = torch.Generator().manual_seed(3)
     documents = torch.randn(6, 4, generator=generator, dtype=torch.float64)
     queries = torch.randn(6, 4, generator=generator, dtype=torch.float64)
@@ -150,9 +160,8 @@ def test_the_loss_of_a_step_is_the_equation():
 
     ours = quantizer()
     trainer = RepCONCTrainer(
-        ours, nn.Identity(), nn.Identity(), centroid_lr=0.1, mse_weight=0.5, temperature=2.0,
-        batch_size=6,
-    )  # fmt: skip
+        ours, nn.Identity(), nn.Identity(), centroid_lr=0.1, mse_weight=0.5, temperature=2.0
+    )
     trainer.fit(queries, documents, positive, n_steps=1)
 
     theirs = quantizer()
@@ -174,6 +183,7 @@ def test_the_loss_of_a_step_is_the_equation():
         terms.append(torch.logsumexp(torch.stack([scores[j] for j in kept]), 0) - scores[i])
     loss = torch.stack(terms).mean() + 0.5 * ((quantized - documents[positive]) ** 2).sum(1).mean()
     loss.backward()
+    torch.testing.assert_close(ours.centroids.grad, theirs.centroids.grad)
     moved = theirs.centroids.data - 0.1 * theirs.centroids.grad.sign()  # AdamW's first step
     torch.testing.assert_close(ours.centroids.data, moved, atol=1e-6, rtol=0)
 
@@ -196,14 +206,51 @@ def test_training_finds_the_documents_again():
 
     before = recall()
     trainer = RepCONCTrainer(
-        quantizer, encoder, nn.Identity(), lr=3e-3, centroid_lr=5e-3, temperature=0.1,
-        batch_size=256,
-    )  # fmt: skip
+        quantizer, encoder, nn.Identity(), lr=3e-3, centroid_lr=5e-3, temperature=0.1
+    )
     trainer.fit(queries, documents, positive, n_steps=30)
     fixed = quantizer.assign(quantizer.rotate(documents))
     codes = trainer.fit_queries(queries, documents, positive, n_steps=30)
     assert torch.equal(codes, fixed)
     assert recall() > before + 0.02
+
+
+def test_mined_negatives_are_the_best_documents_but_the_wanted_one():
+    """A step of stage 2 in loops: every query against its own first three wrong documents."""
+    generator = torch.Generator().manual_seed(6)
+    documents = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    queries = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    positive, start = torch.tensor([0, 3, 8, 3, 2]), torch.randn(2, 5, 2, generator=generator)
+    ours, theirs = (ConstrainedPQ(4, n_parts=2, n_codes=5).double() for _ in range(2))
+    for made in (ours, theirs):
+        made.centroids.data.copy_(start)
+    trainer = RepCONCTrainer(
+        ours, nn.Identity(), nn.Identity(), centroid_lr=0.1, temperature=2.0, batch_size=5
+    )
+    codes = trainer.fit_queries(queries, documents, positive, n_steps=1, n_mined=3)
+    quantized, terms = theirs.decode(codes), []
+    for query, wanted in zip(queries, positive.tolist(), strict=True):
+        scores = [query @ x / 2.0 for x in quantized]
+        others = sorted((j for j in range(9) if j != wanted), key=lambda j: -scores[j].item())
+        kept = torch.stack([scores[j] for j in (wanted, *others[:3])])
+        terms.append(kept.logsumexp(dim=0) - scores[wanted])
+    torch.stack(terms).mean().backward()
+    torch.testing.assert_close(ours.centroids.grad, theirs.centroids.grad)
+
+
+def test_hard_negatives_join_the_batch():
+    """Two wrong documents a query, drawn in turn: their centroids move away from the queries."""
+    documents = torch.eye(5, dtype=torch.float64)
+    quantizer = ConstrainedPQ(5, n_parts=1, n_codes=5).double()
+    quantizer.centroids.data.copy_(documents[None])
+    trainer = RepCONCTrainer(
+        quantizer, nn.Identity(), nn.Identity(), centroid_lr=0.01, batch_size=2, balanced=False
+    )
+    data = documents[:2] + 0.5, documents, torch.tensor([0, 1])
+    trainer.fit(*data, n_steps=8, negatives=torch.tensor([[2, 3], [2, 3]]))
+    moved = (quantizer.centroids.data[0] - documents)[2:]
+    assert (moved < -0.01).all(dim=1).tolist() == [True, True, False]
+    assert moved[2].abs().max() == 0  # nobody drew it
 
 
 def test_search_is_the_inner_product_with_the_decoded(case):
@@ -244,7 +291,10 @@ def test_refusals_of_training_and_search(case):
     with pytest.raises(EtudeError, match="temperature must be positive"):
         RepCONCTrainer(quantizer, nn.Identity(), nn.Identity(), temperature=0.0)
     trainer = RepCONCTrainer(quantizer, nn.Identity(), nn.Identity())
-    with pytest.raises(EtudeError, match="positive must be"):
-        trainer.fit(x, x, torch.arange(3), n_steps=1)
+    for train in (trainer.fit, trainer.fit_queries):
+        with pytest.raises(EtudeError, match="positive must be"):
+            train(x, x, torch.arange(3), n_steps=1)
+    with pytest.raises(EtudeError, match=r"n_mined must be in 0\.\.63"):
+        trainer.fit_queries(x, x, torch.arange(64), n_steps=1, n_mined=64)
     with pytest.raises(EtudeError, match=r"k must be in 1\.\.64"):
         ivf_pq_search(quantizer, quantizer.assign(x), x, k=65)

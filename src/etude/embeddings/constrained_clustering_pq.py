@@ -60,6 +60,10 @@ CARD = Card(
         "its vectors is put beside the one with the most.",
         "A query row has one known positive; ivf_pq_search clusters the quantized vectors, where "
         "the release calls a library.",
+        "Stage 1 draws one hard negative a query and keeps all of the batch; the released runs "
+        "draw 11, keep each query's 11 hardest, and count mse_weight once a chunk of 64 documents.",
+        "Stage 2 takes its negatives from the batch unless n_mined is set; the release searches "
+        "for 200 a query at every step, and a positive that it finds again counts as a negative.",
     ),
     example={"dim": 8, "n_parts": 2, "n_codes": 4},
 )
@@ -79,10 +83,8 @@ class ConstrainedPQ(nn.Module):
         EtudeError: dim no multiple of n_parts, or a number out of its range.
     """
 
-    def __init__(
-        self, dim: int, *, n_parts: int = 8, n_codes: int = 256, eps: float = 0.003,
-        n_steps: int = 100,
-    ) -> None:  # fmt: skip
+    def __init__(self, dim: int, *, n_parts: int = 8, n_codes: int = 256, eps: float = 0.003,
+                 n_steps: int = 100) -> None:  # fmt: skip
         super().__init__()
         require(n_parts >= 1 and dim >= 1, "n_parts", "at least 1", n_parts)
         require(dim % n_parts == 0, "dim", f"a multiple of n_parts = {n_parts}", dim)
@@ -110,8 +112,7 @@ class ConstrainedPQ(nn.Module):
         self.centroids.copy_(self._parts(x[rows]))
         self._cluster(x, 10)
         for _ in range(n_rounds):
-            quantized = self.decode(self._cluster(x @ self.rotation.T, 1))
-            u, _, v = torch.linalg.svd(quantized.T @ x)
+            u, _, v = torch.linalg.svd(self.decode(self._cluster(x @ self.rotation.T, 1)).T @ x)
             self.rotation.copy_(u @ v)
         self._cluster(x @ self.rotation.T, 10)
 
@@ -122,7 +123,7 @@ class ConstrainedPQ(nn.Module):
     @torch.no_grad()
     def assign(self, rotated: Tensor, *, balanced: bool = False) -> Tensor:
         """(B, D) rotated vectors -> (B, M) int64 codes: nearest, or `balanced` by (3)."""
-        distances = self._distances(rotated)
+        distances = torch.cdist(self._parts(rotated), self.centroids) ** 2  # (1)
         if balanced:
             return self.plan(distances).argmax(dim=-1).T  # (4)
         return distances.argmin(dim=-1).T
@@ -132,10 +133,11 @@ class ConstrainedPQ(nn.Module):
         d = distances.double()
         high, low = d.amax((1, 2), keepdim=True), d.amin((1, 2), keepdim=True)
         middle = (high + low) / 2
-        q = torch.exp(-(d - middle) / (high - middle + 1e-5) / self.eps)  # (2)
-        n_vectors = q.shape[1]
-        for _ in range(self.n_steps):
-            q = q / q.sum(dim=1, keepdim=True) * (n_vectors / self.n_codes)
+        q = -(d - middle) / (high - middle + 1e-5) / self.eps  # (2)
+        # the first round in logarithms: no row or column can vanish after it, however small eps
+        q = (q - q.logsumexp(dim=1, keepdim=True)).softmax(dim=2)
+        for _ in range(self.n_steps - 1):
+            q = q / q.sum(dim=1, keepdim=True)  # times B / K, which the rows take out again
             q = q / q.sum(dim=2, keepdim=True)
         return q
 
@@ -155,20 +157,15 @@ class ConstrainedPQ(nn.Module):
     def _parts(self, vectors: Tensor) -> Tensor:
         return vectors.unflatten(1, (self.n_parts, -1)).transpose(0, 1)
 
-    def _distances(self, rotated: Tensor) -> Tensor:
-        return torch.cdist(self._parts(rotated), self.centroids) ** 2  # (1)
-
     def _cluster(self, rotated: Tensor, n_rounds: int) -> Tensor:
         """Lloyd's steps in every part; the codes of the last centroids."""
+        parts = self._parts(rotated)
         for _ in range(n_rounds):
-            codes = self.assign(rotated)
-            parts = self._parts(rotated)
-            for m in range(self.n_parts):
-                counts = torch.bincount(codes[:, m], minlength=self.n_codes)
-                sums = torch.zeros_like(self.centroids[m]).index_add_(0, codes[:, m], parts[m])
+            for m, codes in enumerate(self.assign(rotated).T):
+                counts = torch.bincount(codes, minlength=self.n_codes)
+                sums = torch.zeros_like(self.centroids[m]).index_add_(0, codes, parts[m])
                 means = sums / counts.clamp(min=1)[:, None]
-                fullest = means[counts.argmax()]
-                means[counts == 0] = fullest * (1 + 1e-4)
+                means[counts == 0] = means[counts.argmax()] * (1 + 1e-4)
                 self.centroids[m].copy_(means)
         return self.assign(rotated)
 
@@ -200,83 +197,87 @@ class RepCONCTrainer:
         self.lr, self.centroid_lr, self.mse_weight = lr, centroid_lr, mse_weight
         self.temperature, self.batch_size, self.seed = temperature, batch_size, seed
 
-    def fit(
-        self, queries: Tensor, documents: Tensor, positive: Tensor, *, n_steps: int,
-        negatives: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        """Stage 1, (5).
+    def fit(self, queries: Tensor, documents: Tensor, positive: Tensor, *, n_steps: int,
+            negatives: Tensor | None = None) -> None:  # fmt: skip
+        """Stage 1, (5), on `queries` (B, ...) and `documents` (N, ...) as the encoders read them.
 
-        Args:
-            queries, documents: what the encoders read, first axis B and N.
-            positive: (B,) row in `documents` that each query wants.
-            negatives: (B, H) rows of hard negatives, of which a batch draws one a query.
+        `positive` (B,): the row of `documents` that each query wants; `negatives` (B, H): rows of
+        hard negatives, of which a batch draws one a query.
         """
+        require(len(queries) == len(positive), "positive", f"({len(queries)},)", positive)
 
-        def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-            rotated = self.quantizer.rotate(self.document_encoder(documents[rows]))
+        def loss(rows: Tensor, columns: Tensor) -> Tensor:
+            rotated = self.quantizer.rotate(self.document_encoder(documents[columns]))
             codes = self.quantizer.assign(rotated, balanced=self.balanced)
             error = (self.quantizer.decode(codes) - rotated).square().sum(dim=1).mean()
-            return self.quantizer.straight_through(rotated, codes), self.mse_weight * error
+            quantized = self.quantizer.straight_through(rotated, codes)
+            return self._ranking(queries[rows], columns, quantized) + self.mse_weight * error  # (5)
 
-        encoders = [self.query_encoder, self.document_encoder]
-        self._train(encoders, queries, positive, negatives, quantize, n_steps)
+        self._train([self.query_encoder, self.document_encoder], positive, negatives, loss, n_steps)
 
-    def fit_queries(
-        self, queries: Tensor, documents: Tensor, positive: Tensor, *, n_steps: int,
-        negatives: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Stage 2, (6); returns the fixed (N, M) nearest codes of all documents."""
+    def fit_queries(self, queries: Tensor, documents: Tensor, positive: Tensor, *, n_steps: int,
+                    negatives: Tensor | None = None, n_mined: int = 0) -> Tensor:  # fmt: skip
+        """Stage 2, (6); returns the fixed (N, M) nearest codes of all documents.
+
+        With `n_mined` (released: 200) a query's negatives are not the batch's but the documents
+        that all codes together now rank first for it.
+        """
+        require(len(queries) == len(positive), "positive", f"({len(queries)},)", positive)
+        require(0 <= n_mined < len(documents), "n_mined", f"in 0..{len(documents) - 1}", n_mined)
         with torch.no_grad():
             codes = self.quantizer.assign(self.quantizer.rotate(self.document_encoder(documents)))
 
-        def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-            return self.quantizer.decode(codes[rows]), torch.zeros(())
+        def loss(rows: Tensor, columns: Tensor) -> Tensor:
+            if n_mined == 0:
+                return self._ranking(queries[rows], columns, self.quantizer.decode(codes[columns]))
+            scores = self._scores(queries[rows], self.quantizer.decode(codes))
+            wanted = positive[rows, None]
+            first = scores.detach().scatter(1, wanted, float("inf")).topk(1 + n_mined).indices
+            return F.cross_entropy(scores.gather(1, first), torch.zeros_like(wanted[:, 0]))
 
-        self._train([self.query_encoder], queries, positive, negatives, quantize, n_steps)
+        self._train([self.query_encoder], positive, negatives, loss, n_steps)
         return codes
 
-    def _train(
-        self, encoders: list[nn.Module], queries: Tensor, positive: Tensor,
-        negatives: Tensor | None, quantize: Callable[[Tensor], tuple[Tensor, Tensor]], n_steps: int,
-    ) -> None:  # fmt: skip
-        require(len(queries) == len(positive), "positive", f"({len(queries)},)", positive)
-        unique = list(dict.fromkeys(p for module in encoders for p in module.parameters()))
-        groups = [
-            {"params": unique, "lr": self.lr},
-            {"params": [self.quantizer.centroids], "lr": self.centroid_lr},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
+    def _scores(self, queries: Tensor, quantized: Tensor) -> Tensor:
+        return self.quantizer.rotate(self.query_encoder(queries)) @ quantized.T / self.temperature
+
+    def _ranking(self, queries: Tensor, columns: Tensor, quantized: Tensor) -> Tensor:
+        """The cross-entropy of (5); query i wants document `columns[i]`."""
+        own = torch.eye(len(queries), len(columns), dtype=torch.bool)
+        # the same document in another column is no negative, and counts once as one
+        same = columns[:, None] == columns
+        copies = same.int().argmax(dim=1) != torch.arange(len(columns))
+        hidden = (same[: len(queries)] | copies) & ~own
+        logits = self._scores(queries, quantized).masked_fill(hidden, float("-inf"))
+        return F.cross_entropy(logits, torch.arange(len(queries)))
+
+    def _train(self, encoders: list[nn.Module], positive: Tensor, negatives: Tensor | None,
+               loss: Callable[[Tensor, Tensor], Tensor], n_steps: int) -> None:  # fmt: skip
+        weights = list(dict.fromkeys(p for module in encoders for p in module.parameters()))
+        groups = [{"params": [self.quantizer.centroids], "lr": self.centroid_lr}]
+        groups += [{"params": weights, "lr": self.lr}] if weights else []
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(n_steps):
-            rows = torch.randperm(len(queries), generator=generator)[: self.batch_size]
+            rows = torch.randperm(len(positive), generator=generator)[: self.batch_size]
             columns = positive[rows]
             if negatives is not None:
                 drawn = torch.randint(negatives.shape[1], (len(rows),), generator=generator)
                 columns = torch.cat([columns, negatives[rows, drawn]])
-            quantized, penalty = quantize(columns)
-            scores = self.quantizer.rotate(self.query_encoder(queries[rows])) @ quantized.T
-            # the same document in another column is no negative, and counts once as one
-            same = columns[: len(rows), None] == columns[None, :]
-            first = (columns[:, None] == columns[None, :]).int().argmax(dim=1)
-            mask = (same | (first != torch.arange(len(columns)))) & ~torch.eye(
-                len(rows), len(columns), dtype=torch.bool
-            )
-            logits = (scores / self.temperature).masked_fill(mask, float("-inf"))
-            loss = F.cross_entropy(logits, torch.arange(len(rows))) + penalty  # (5)
             optimizer.zero_grad()
-            loss.backward()
+            loss(rows, columns).backward()
             optimizer.step()
 
 
 @torch.no_grad()
-def ivf_pq_search(
-    quantizer: ConstrainedPQ, codes: Tensor, queries: Tensor, *, k: int = 10, n_lists: int = 1,
-    n_probes: int = 1, seed: int = 0,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def ivf_pq_search(quantizer: ConstrainedPQ, codes: Tensor, queries: Tensor, *, k: int = 10,
+                  n_lists: int = 1, n_probes: int = 1,
+                  seed: int = 0) -> tuple[Tensor, Tensor]:  # fmt: skip
     """((B, k) scores, (B, k) ids) of the best inner products <R q, x'>, from codes alone.
 
     The decoded documents are clustered into `n_lists` anew at each call and the `n_probes`
-    nearest lists of a query are read; one list reads all. B * N scores in memory.
+    nearest lists of a query are read; one list reads all. Where those hold fewer than `k`, the
+    scores of the rest are -infinity. B * N scores in memory.
 
     Args:
         codes: (N, M) of ``quantizer.assign``. queries: (B, D) encoded, not rotated.

@@ -117,19 +117,27 @@ def test_balanced_scores_are_left_and_a_constant_changes_nothing():
     assert sinkhorn_normalize(scores)[1].argmin() == 2
 
 
-def test_levels_against_loops_at_the_start():
+@pytest.mark.parametrize("trained", [False, True])
+def test_levels_against_loops(trained):
     net = model()
     sentences, words, frames, patches = inputs()
+    torch.testing.assert_close(net.temporal(frames), frames)  # it starts as nothing
+    if trained:
+        for seed, weight in enumerate(net.parameters()):
+            weight.data += 0.2 * normal(*weight.shape, seed=seed)
+    (a, b_), (c, d) = net.maps[:2], net.maps[2:]
+    moved = frames + net.temporal(frames + net.places)
     found = net.levels(sentences, words, frames, patches)
 
-    def cosine(a, b):
-        return float(a @ b / a.norm() / b.norm())
+    def cosine(x, y, x_map=None, y_map=None):
+        x, y = x / x.norm(), y / y.norm()
+        return float((x if x_map is None else x @ x_map) @ (y if y_map is None else y @ y_map))
 
     for b in range(2):
         for n in range(6):
-            unit = [f / f.norm() for f in frames[n]]  # the temporal layer starts as nothing
-            video = sum(unit)
-            assert found[0][b, n].item() == pytest.approx(100 * cosine(sentences[b], video))
+            video = sum(f / f.norm() for f in moved[n])
+            whole = cosine(sentences[b], video, a, b_)
+            assert found[0][b, n].item() == pytest.approx(100 * whole)
             each = torch.tensor([cosine(sentences[b], f) for f in frames[n]])
             middle = net.isa[0](each.double()).item()
             assert found[1][b, n].item() == pytest.approx(100 * middle)
@@ -139,7 +147,7 @@ def test_levels_against_loops_at_the_start():
                 beside = frames[n, f].expand(5, 8)
                 score = net.selector(torch.cat([patches[n, f], beside], 1))[:, 0]
                 seen += [patches[n, f, i] for i in sorted(score.topk(2).indices.tolist())]
-            matrix = torch.tensor([[cosine(w, v) for v in seen] for w in words[b]]).double()
+            matrix = torch.tensor([[cosine(w, v, c, d) for v in seen] for w in words[b]]).double()
             fine = (net.isa[2](net.isa[1](matrix.T)) + net.isa[4](net.isa[3](matrix))) / 2
             assert found[2][b, n].item() == pytest.approx(100 * fine.item(), rel=1e-5)
     total = net(sentences, words, frames, patches)

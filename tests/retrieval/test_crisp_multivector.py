@@ -144,6 +144,13 @@ def test_equal_tokens_leave_clusters_empty_and_out():
     assert chamfer_similarity(q, means, document_mask=real).item() == -1
 
 
+def test_a_cluster_that_ran_empty_stays_where_it_was():
+    tokens = torch.tensor([5.0, 5, 5, 5, 1, 0.2]).reshape(1, 6, 1)  # it starts from 5, 5 and 1
+    means, real = kmeans_tokens(tokens, budget=3)
+    assert real.tolist() == [[True, False, True]]
+    torch.testing.assert_close(means[0, [0, 2], 0], torch.tensor([5.0, 0.6]))
+
+
 def test_the_selection_of_a_model_and_its_network():
     tokens = normal(2, 8, 3)
     for selection, select in (("spacing", k_spacing), ("tail", tail_pruning)):

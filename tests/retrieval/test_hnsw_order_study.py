@@ -82,6 +82,24 @@ def test_a_beam_over_all_points_is_full_search():
     assert 0.2 < (narrow[:, :, None] == want[:, None]).any(1).mean() < 1  # a narrow beam misses
 
 
+def test_narrow_beams_find_as_much_as_those_of_faiss():
+    faiss = pytest.importorskip("faiss")
+    rng = np.random.default_rng(9)
+    points, queries = (rng.normal(size=(n, 16)).astype(np.float32) for n in (1500, 300))
+    want = full_search(points, queries, 10)[0]
+    peer = faiss.IndexHNSWFlat(16, 6)
+    peer.hnsw.efConstruction, peer.hnsw.efSearch = 30, 12
+    for row in points:
+        peer.add(row[None])
+    graph = HNSW(16, n_links=6, ef_construction=30, ef_search=12).insert(points)
+    ours, theirs = (
+        (ids[:, :, None] == want[:, None]).any(1).mean()
+        for ids in (graph.search(queries)[0], peer.search(queries, 10)[1])
+    )
+    assert 0.4 < theirs < 0.9
+    assert ours == pytest.approx(theirs, abs=0.03)
+
+
 def test_with_enough_links_the_lowest_layer_is_complete():
     points = np.random.default_rng(3).normal(size=(30, 4))
     graph = HNSW(4, n_links=29, ef_construction=30, diverse=False).insert(points)

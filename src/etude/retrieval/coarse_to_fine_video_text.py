@@ -63,6 +63,8 @@ CARD = Card(
         "All three levels are multiplied by the scale; the release leaves out the third.",
         "Padded frames and words have no weight in (1); the release does not mask them there.",
         "The patches are chosen without noise outside training.",
+        "One temporal layer that starts as the identity, not four that start from CLIP's; the "
+        "patches' scores come from one hidden layer, not from three and a normalization.",
         "Features are given; no CLIP encoder is trained.",
     ),
     example={"n_tokens": 3},

@@ -1,4 +1,4 @@
-r"""Insert points where the data are locally wide first: the loading order moves HNSW's recall.
+r"""Choose the order of loading by the data's local dimension: it moves the recall of HNSW.
 
 A hierarchical navigable small world is a graph built point by point, and each point can only be
 linked to what came before it; so recall depends on the order of loading, and on how many
@@ -11,8 +11,9 @@ dimensions the data have around a point, which its k nearest distances r_1 <= ..
 
 A new point goes down greedily from the top layer to its own level; from there on each layer is
 searched with a beam of `ef_construction`, the nearest first, and (3) picks at most M neighbors
-of it. Links go both ways; a list longer than M (2M on layer 0) is cut by (3) again. A query goes
-down the same way and reads layer 0 with a beam of `ef_search`.
+of it; no more than M candidates are all kept. Links go both ways; a list longer than M (2M on
+layer 0) is cut by (3) again. A query goes down the same way and reads layer 0 with a beam of
+`ef_search`.
 
 Source: Elliott, Clark, "The Impacts of Data, Ordering, and Intrinsic Dimensionality on Recall in
 Hierarchical Navigable Small Worlds", 2024, arXiv:2405.17813; the graph: Malkov, Yashunin,

@@ -63,6 +63,8 @@ CARD = Card(
         "Phase 1 only: no momentum encoders and no queue of past keys.",
         "Small transformers on patches of features and on word ids, not BEiT and BERT.",
         "Both sides share one language-model head; the release starts the image's as a copy.",
+        "All words chosen for restoring are masked, one a text at least; the release, as BERT, "
+        "leaves a tenth of them and swaps a tenth for random words.",
     ),
     search={"flops_weight": (0.002, 0.02, 0.2)},
     example={"dim": 8, "n_words": 11, "n_heads": 2},

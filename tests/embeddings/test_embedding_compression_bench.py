@@ -221,6 +221,21 @@ def test_vectors_of_every_kind_start_with_one_deviation(kind):
         assert float(start.detach().std()) == pytest.approx(SPREAD, rel=0.2)
 
 
+def test_large_fields_are_one_space_of_ids_and_small_ones_keep_their_tables():
+    bench = EmbeddingCompressionBench(8, n_values=(300, 200, 250))
+    ids, _ = clicks(sizes=(300, 200, 250))
+    tables = _Network(bench, "hash", 1.0, ids).table
+    table, (whole,) = tables.layer.table, tables.whole
+    assert (table.shape, whole.shape) == ((550, 8), (200, 8))  # 200 is not above the threshold
+    want = torch.cat([table[ids[:, 0]], table[300 + ids[:, 2]], whole[ids[:, 1]]], dim=1)
+    assert torch.equal(tables(ids), want)
+    # frequencies are counted in that space, too: all rows say 7 and 9
+    same = torch.tensor([[7, 0, 9]]).expand(5, 3)
+    own = _Network(bench, "adaptive", 1.9, same).table.layer.frequent
+    assert {7, 309} <= set(own.tolist())
+    assert len(own) < 300
+
+
 def test_centroids_learn_in_training_and_only_by_their_penalty():
     bench = EmbeddingCompressionBench(8, n_values=(4000, 300, 20), n_steps=3)
     ids, y = clicks(sizes=(4000, 300, 20))
@@ -229,6 +244,15 @@ def test_centroids_learn_in_training_and_only_by_their_penalty():
     before = layer.centroids.detach().clone()
     bench._train(net, 0.01, ids, y)
     assert (layer.centroids - before).abs().max() > 0.005
+
+
+def test_answers_do_not_depend_on_the_batch():
+    bench = EmbeddingCompressionBench(8, n_values=(4000, 20), n_steps=3)
+    ids, y = clicks(sizes=(4000, 20))
+    net = _Network(bench, "deep_hash", 3.0, ids)
+    bench._train(net, 0.01, ids, y)
+    net.finish()
+    torch.testing.assert_close(net(ids[:5]), net(ids)[:5])
 
 
 def test_the_rate_is_the_one_with_the_least_held_loss():

@@ -173,6 +173,19 @@ def test_soft_codes_are_those_of_an_independent_lasso():
     np.testing.assert_allclose(coder.transform(y), want, atol=1e-5)
 
 
+def test_rounds_end_where_every_code_stays_zero(monkeypatch):
+    y, d = problem()
+    rounds = []
+    one = SparseCoder._round
+    monkeypatch.setattr(SparseCoder, "_round", lambda *a: rounds.append(1) or one(*a))
+    coder = SparseCoder(n_units=16, weight=1e6, max_rounds=50)
+    coder.dictionary_ = d
+    assert not coder.partial_fit(y).any()
+    assert len(rounds) == 2  # and the one before the dictionary's step
+    assert not coder.transform(y).any()
+    assert len(rounds) == 3
+
+
 def test_a_code_does_not_depend_on_its_company():
     y, d = problem(2)
     coder = SparseCoder(n_units=16, weight=0.1)
@@ -200,6 +213,18 @@ def test_it_learns_the_dictionary_that_made_the_patches():
     assert error < 0.05
 
 
+def test_every_patch_is_seen_once_before_any_twice_in_an_order_of_its_own(monkeypatch):
+    y, _ = problem()
+    seen = []
+    monkeypatch.setattr(SparseCoder, "partial_fit", lambda self, batch: seen.append(batch))
+    SparseCoder(n_units=16, n_steps=6, batch_size=10, seed=3).fit(y)
+    places = [int(np.flatnonzero((y == row).all(axis=1))[0]) for row in np.concatenate(seen)]
+    first, second = places[:30], places[30:]
+    assert sorted(first) == sorted(second) == list(range(30))
+    assert first != second
+    assert first != list(range(30))
+
+
 def test_single_precision_is_kept():
     y, _ = problem(3)
     coder = SparseCoder(n_units=16, weight=0.1, n_steps=2, batch_size=10).fit(y.astype("float32"))
@@ -223,6 +248,27 @@ def test_whitening_flattens_the_spectrum_that_falls_with_frequency():
     assert high < middle / 2  # and cut off beyond f_0 = 25.6
     again = whiten_patches(5 * images - 3, 4_000, size=2, seed=1)
     np.testing.assert_allclose(patches, again, atol=1e-5)
+
+
+def test_whitened_patches_of_a_wide_image_by_the_equation():
+    image = np.random.default_rng(1).normal(size=(8, 12))
+    fy, fx = np.meshgrid(np.arange(-4, 4), np.arange(-6, 6), indexing="ij")
+    f = np.sqrt(fx**2 + fy**2)
+    spectrum = np.fft.fftshift(np.fft.fft2((image - image.mean()) / image.std()))
+    spectrum *= f * np.exp(-((f / 3.2) ** 4))
+    filtered = np.fft.ifft2(np.fft.ifftshift(spectrum)).real
+    filtered *= math.sqrt(0.1 / filtered.var())
+    windows = {
+        (top, left): filtered[top : top + 6, left : left + 6]
+        for top in range(3)
+        for left in range(7)
+    }
+    want = {place: (w - w.mean()).ravel() for place, w in windows.items()}
+    found = whiten_patches(image[None], 300, size=6)
+    near = {min(want, key=lambda p, x=x: np.abs(want[p] - x).max()) for x in found}
+    assert near == set(want)  # each place is drawn
+    for x in found:
+        assert min(np.abs(w - x).max() for w in want.values()) < 1e-6
 
 
 def test_refusals():

@@ -122,6 +122,8 @@ def test_stitching_is_exact_where_encoders_differ_by_a_rotation_and_a_scale(pair
         other.weight.copy_(2.5 * rotation(4) @ one.weight)
     head = nn.Linear(5, 3).double()
     torch.testing.assert_close(stitch(one, head, anchors)(x), stitch(other, head, anchors)(x))
+    rounded = head(RelativeProjection(bin_size=0.2)(one(x), one(anchors)))
+    torch.testing.assert_close(stitch(one, head, anchors, bin_size=0.2)(x), rounded)
     plain = nn.Linear(6, 3).double()
     assert not torch.allclose(plain(one(x)), plain(other(x)), atol=0.1)
 
@@ -148,6 +150,14 @@ def test_anchors_are_rows_none_twice_and_the_seed_s_own(strategy):
     assert len(set(found.tolist())) == 30
     assert (np.diff(found) > 0).all()
     np.testing.assert_array_equal(found, anchor_select(vectors, 30, strategy=strategy, seed=2))
+
+
+def test_random_anchors_are_random_in_and_out_of_classes():
+    for labels in (None, np.array([0] * 6 + [1] * 4)):
+        found = [anchor_select(np.zeros((10, 1)), 4, labels=labels, seed=s) for s in range(300)]
+        share = np.bincount(np.concatenate(found), minlength=10) / 300
+        want = [0.4] * 10 if labels is None else [2 / 6] * 6 + [2 / 4] * 4
+        np.testing.assert_allclose(share, want, atol=0.12)  # four deviations
 
 
 def test_random_anchors_are_even_over_the_classes():

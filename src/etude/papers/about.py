@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from etude.core import EtudeError
+from etude.core import Card, EtudeError
 from etude.core.card import FIDELITIES
 from etude.papers.catalogue import Paper, card_for
 from etude.papers.evidence import evidence, headline
 from etude.papers.find import similar
 from etude.papers.signature import signature
 
-__all__ = ["about"]
+__all__ = ["about", "commands"]
+
+# Heads whose claim has an experiment of its own and which the task probe can try too, on a table
+# of texts or of features: what `etude try` needs to know. A list, since to ask the task itself
+# loads torch; a test holds it to the task's answer.
+ADOPTED = {
+    "classify_by_description": "--data FILE --setting zero_shot --descriptions PHRASES.json",
+    "laplacian_transductive_clustering": "--data FILE --setting shots=5 --setting transductive",
+    "loki_frechet_mean": "--data FILE --setting unseen --labels-metric DISTANCES.csv",
+    "self_structural_alignment": "--data FILE --setting zero_shot",
+    "tfup_cache": "--data FILE --setting zero_shot",
+}
 
 
 def about(paper: Paper) -> dict[str, Any]:
@@ -54,16 +65,18 @@ def about(paper: Paper) -> dict[str, Any]:
         "departs": list(card.departs),
         "measured": evidence(paper.slug),
         "verdict": best["verdict"] if best else None,
-        "commands": _commands(card.slug, card.task, card.data),
+        "commands": commands(card),
     }
 
 
-def _commands(slug: str, task: str, data: tuple[str, ...]) -> list[str]:
-    """How to try the method and how to measure its claim; an experiment cannot be tried."""
-    verify = f"etude verify {slug}"
-    if task == "experiment":
+def commands(card: Card) -> list[str]:
+    """How to try the method, where a task can, and how to measure its claim."""
+    verify = f"etude verify {card.slug}"
+    if card.slug in ADOPTED:
+        return [f"etude try {card.slug} {ADOPTED[card.slug]}", verify]
+    if card.task == "experiment":
         return [verify]
-    return [f"etude try {slug} --data {data[0] if data else 'digits'}", verify]
+    return [f"etude try {card.slug} --data {card.data[0] if card.data else 'digits'}", verify]
 
 
 def _similar(paper: Paper) -> list[dict[str, Any]]:

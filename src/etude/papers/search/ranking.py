@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from etude.core.nearest import highest
+from etude.core.nearest import best, highest
 from etude.papers.search.codes import ask
 from etude.papers.search.conditions import Filter, allowed
 from etude.papers.search.fusion import RECIPE, Recipe, expanded, fused
@@ -52,7 +52,7 @@ def ranked(
         return numbers[:k], scores[:k]
     if near is not None and wanted.passes_all:
         some = near(now, vector, max(CANDIDATES, 4 * depth))
-        found, products = _best([(some, exact(now, vector, some))], depth, -1)
+        found, products = best(exact(now, vector, some), some, depth)
     else:
         found, products = by_meaning(now, vector, masks, depth)
     union = np.union1d(numbers, found)
@@ -65,12 +65,11 @@ def ranked(
     words = now.each_of(union, lambda place, rows: every[place][rows])
     mixed = fused(words, meaning, recipe.share)
     if recipe.feedback and query:
-        best = union[np.argsort(-mixed, kind="stable")[: recipe.feedback]]
-        again = words_at(now, expanded(now, query, best, recipe), union)
+        first, _ = best(mixed, union, recipe.feedback)
+        again = words_at(now, expanded(now, query, first, recipe), union)
         mixed = fused(again, meaning, recipe.share)
     now.release()
-    order = np.argsort(-mixed, kind="stable")[:k]
-    return union[order], mixed[order]
+    return best(mixed, union, k)
 
 
 Weights = tuple[list[np.ndarray], np.ndarray]  # each segment's places of the terms, their weights
@@ -102,7 +101,7 @@ def by_words(
         return rows + now.bases[place], scores[rows], scores
 
     found = now.each(work)
-    numbers, values = _best([(numbers, values) for numbers, values, _ in found], depth, -1)
+    numbers, values = _best([(numbers, values) for numbers, values, _ in found], depth)
     return numbers, values, [scores for _, _, scores in found]
 
 
@@ -161,19 +160,15 @@ def by_meaning(
     numbers = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int64)
     if len(numbers) > n_candidates:
         numbers = numbers[highest(np.concatenate([part[1] for part in parts]), n_candidates)]
-    return _best([(numbers, exact(now, vector, numbers))], depth, -1)
+    return best(exact(now, vector, numbers), numbers, depth)
 
 
-def _best(
-    parts: list[tuple[np.ndarray, np.ndarray]], k: int, sign: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` numbers with the smallest sign * value and these values; equal ones in order."""
+def _best(parts: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """``best`` of several segments' numbers and values."""
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    numbers = np.concatenate([part[0] for part in parts])
-    values = np.concatenate([part[1] for part in parts])
-    order = np.argsort(sign * values.astype(np.float64), kind="stable")[:k]
-    return numbers[order], values[order]
+    numbers, values = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    return best(values, numbers, k)
 
 
 def exact(now: Snapshot, vector: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -202,5 +197,5 @@ def _newest(now: Snapshot, masks: list[np.ndarray], k: int) -> tuple[np.ndarray,
     for place, mask in enumerate(masks):
         rows = np.flatnonzero(mask) if len(mask) else np.arange(len(now.segments[place]))
         parts.append((rows + now.bases[place], now.segments[place]["high"][rows]))
-    numbers, _ = _best(parts, k, -1)
+    numbers, _ = _best(parts, k)
     return numbers, np.zeros(len(numbers))

@@ -126,6 +126,17 @@ def test_an_item_of_both_gallery_and_bank_is_left_out_by_minus_infinity(banks):
     )
 
 
+def test_a_pair_that_is_left_out_activates_nothing():
+    scores = np.array([[0.9, 0.1, 0.2], [0.1, 0.9, 0.2]])
+    bank = np.array([[-np.inf, 0.3, 0.2], [-np.inf] * 3, [0.5, 0.6, -np.inf]])
+    found = dual_dynamic_inverted_softmax(scores, bank, bank, query_scale=2.0, gallery_scale=1.0)
+    np.testing.assert_allclose(found[0], 3.0 * scores[0])  # item 0 leads for no member
+    assert found[1, 1] != pytest.approx(3.0 * 0.9)
+    fewer = np.array([[-np.inf, 0.3, -np.inf], [0.1, 0.6, 0.5]])  # the first member has one
+    two = dual_dynamic_inverted_softmax(scores, fewer, fewer, k=2)
+    np.testing.assert_allclose(two[0], (1 / 1.99 + 3.0) * scores[0])
+
+
 def test_skewness_counts_the_items_that_nobody_retrieves():
     scores = np.zeros((6, 4))
     scores[:, 0] = 1.0

@@ -57,6 +57,8 @@ CARD = Card(
         "Scores are logarithms of the paper's; in the dynamic form a query outside a bank's set "
         "keeps scale * similarity for that bank, so that its order is the plain one even where "
         "similarities are negative (the release multiplies the raw ones).",
+        "The release hands the gallery bank over where the test matrix is meant, and its skewness "
+        "leaves out items that no query retrieves; neither is followed.",
     ),
 )
 
@@ -141,7 +143,9 @@ def dual_dynamic_inverted_softmax(
         require(bank.shape[1] == scores.shape[1], name, f"(members, {scores.shape[1]})", bank)
         require(0 <= scale < np.inf, name.replace("bank", "scale"), "at least 0", scale)
         active = np.zeros(scores.shape[1], dtype=bool)
-        active[np.argsort(-bank, axis=1, kind="stable")[:, :k]] = True  # (4)
+        top = np.argsort(-bank, axis=1, kind="stable")[:, :k]
+        # A pair that is left out activates nothing, not even where its member has no other.
+        active[top[np.take_along_axis(bank, top, axis=1) > -np.inf]] = True  # (4)
         total += scale * scores - np.where(active[best][:, None], _mass(bank, scale), 0.0)
     return total
 

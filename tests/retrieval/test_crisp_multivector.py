@@ -40,6 +40,18 @@ def test_each_sequence_is_clustered_alone_as_scikit_learn_does():
         np.testing.assert_allclose(means[b].numpy(), want.cluster_centers_, rtol=1e-9)
 
 
+def test_one_round_assigns_to_evenly_spaced_tokens_once():
+    tokens = normal(1, 12, 4, seed=11)
+    x, start = tokens[0], tokens[0, [0, 3, 6, 9]]
+    own = ((x[:, None] - start) ** 2).sum(2).argmin(1)
+    want = torch.stack([x[own == c].mean(0) for c in range(4)])
+    means, _ = kmeans_tokens(tokens, budget=4, n_rounds=1)
+    torch.testing.assert_close(means[0], want)
+    model = ClusteredMultiVector(query_budget=4, n_rounds=1)
+    torch.testing.assert_close(model.encode_queries(tokens)[0], means)
+    assert not torch.allclose(means, kmeans_tokens(tokens, budget=4)[0])
+
+
 def test_padding_anywhere_makes_no_difference():
     tokens = normal(1, 8, 3)
     mask = torch.tensor([[True, False, True, True, False, True, True, True]])

@@ -61,7 +61,10 @@ CARD = Card(
     fidelity="miniature",
     cost="M",
     data=("topic_tokens",),
-    departs=("The encoder is a small network on single tokens, not a language model.",),
+    departs=(
+        "The encoder is a small network on single tokens, not a language model.",
+        "Rounds and start of k-means and the temperature are chosen; the paper's were not found.",
+    ),
     search={"temperature": (0.1, 0.03, 0.3)},
     example={"query_budget": 2, "document_budget": 3},
 )

@@ -30,7 +30,8 @@ each matrix, and the mean over modalities of a contrast between raw CLS features
 
 a between both sides, its positive on the diagonal, also weighted by w1 = 1; b within a side,
 w2 = 0.8; tau = 0.03; both sides averaged. The release multiplies b_ii by 0, so that exp(0) stays
-in the sum, for each row; `self_masked` leaves it out.
+in the sum, for each row; `self_masked` leaves it out. (6) sees none of the matcher's weights:
+it trains what the features come from, or nothing.
 
 Source: Hu, Gutierrez-Basulto, Li, Pan, "Multi-level Matching Network for Multimodal Entity
 Linking", KDD 2025, arXiv:2412.10440; released code at commit 9b99c42, whose bidirectional
@@ -71,6 +72,7 @@ CARD = Card(
     departs=(
         "Text and image features have one width and are handed in; the release tunes CLIP, too.",
         "Padding is masked in attention and pooling; the release lets it take part.",
+        "The bidirectional form ranks as it trains; the release trains it and ranks by the other.",
     ),
     example={"dim": 6, "n_text_tokens": 1, "hidden_dim": 8},
 )

@@ -77,7 +77,12 @@ CARD = Card(
     cost="M",
     data=("captioned_entities",),
     code="IDEA-FinAI/RagVL",
-    departs=("Small networks on vectors stand for the multimodal language models.",),
+    departs=(
+        "Small networks on vectors stand for the multimodal language models.",
+        "Token weights read the label's logit and stay within one answer; the release reads the "
+        "first word's, over the whole batch and the question's tokens.",
+        "The densities of the threshold are sums of Gaussian kernels; the paper's were not found.",
+    ),
     example={"dim": 6, "n_tokens": 9},
 )
 

@@ -116,6 +116,7 @@ def test_perfect_retrieval_is_one_even_with_more_relevant_images_than_places():
     positives = np.ones((1, 150), dtype=bool)
     rankings = np.arange(150)[None]
     assert mean_average_precision_at_k(rankings, positives) == 1
+    assert mean_average_precision_at_k(rankings[:, :6], positives) == 0.06  # six results alone
     twice = np.repeat(rankings, 2, axis=1)  # a repetition uses up a place
     want = sum((j // 2 + 1) / (j + 1) for j in range(0, 100, 2)) / 100
     assert mean_average_precision_at_k(twice, positives) == pytest.approx(want)
@@ -150,6 +151,10 @@ def test_the_run_on_separate_instances():
     assert LandmarkProtocol().run(known, labels, queries, positives) == {
         "micro_average_precision": 1, "mean_average_precision": 1, "accuracy": 1,
     }  # fmt: skip
+    further = np.append(known, [[0, 0, 0, 1]], axis=0), np.append(labels, 0)
+    for k, want in ((1, 1), (100, (2 + (1 + 1 + 3 / 7) / 3) / 3)):
+        found = LandmarkProtocol(k=k).run(*further, queries, positives)
+        assert found["mean_average_precision"] == pytest.approx(want)
     queries[3] = [5, 0, 0, 0]  # a distractor as near as can be; queries before it win the tie
     tied = LandmarkProtocol().run(known, labels, queries[::-1], positives[::-1])
     assert tied["micro_average_precision"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3)
@@ -176,6 +181,33 @@ def test_the_benchmark_is_long_tailed_mostly_distractors_and_repeats():
     views = make_instance_benchmark(images, n_instances=20, n_largest=30, n_queries=10, view_seed=1)
     np.testing.assert_array_equal(views.images, made.images)
     assert not np.array_equal(views.queries, made.queries)
+
+
+def test_distractors_and_instances_share_no_source():
+    sources = np.zeros((240, 4, 4))
+    sources[:, 1, 1], sources[:, 2, 2] = 1, np.arange(1, 241) / 240  # which one, at any brightness
+    made = make_instance_benchmark(
+        sources, n_instances=20, n_queries=40, n_distractors=300, shift=0, noise=0.0
+    )
+
+    def shown(images):
+        tiles = images.reshape(-1, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4).reshape(-1, 4, 4, 4)
+        full = np.maximum(tiles[:, :, 1, 1], 1e-9)
+        return np.rint(240 * tiles[:, :, 2, 2] / full).astype(int)  # 0 where hidden
+
+    asked = made.positives.any(1)
+    parts = [shown(x) for x in (made.images, made.queries[~asked], made.distractors)]
+    for n, part in enumerate(parts):
+        assert ((part == 0).sum(1) <= 1).all()
+        assert (part == 0).any(1).mean() == pytest.approx(0.5, abs=0.1)
+        for other in parts[:n]:
+            assert set(part.ravel()) & set(other.ravel()) == {0}
+    tiles = [set(parts[0][made.labels == c].ravel()) - {0} for c in range(20)]
+    assert all(len(of) <= 4 for of in tiles)
+    assert not set.intersection(*tiles)
+    for row, label in zip(shown(made.queries[asked]), made.positives[asked], strict=True):
+        assert set(row) - {0} <= tiles[int(label.argmax())]
+    assert 0.3 < np.flatnonzero(asked).mean() / len(asked) < 0.7  # in no order
 
 
 def test_views_of_an_instance_are_nearer_than_distractors():

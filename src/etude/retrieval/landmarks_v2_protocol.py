@@ -23,9 +23,8 @@ mean similarity to the few nearest of a set of images that show no instance; the
 
 Source: Weyand, Araujo, Cao, Sim, "Google Landmarks Dataset v2 -- A Large-Scale Benchmark for
 Instance-Level Recognition and Retrieval", CVPR 2020, arXiv:2004.01804; (1) and (2) as in the
-release, tensorflow/models research/delf at commit e4009b2. (3) is known from entries to the
-benchmark's challenges, not from the paper. Departure: the release divides (2) by all queries of
-its solution, which holds none without relevant images; here such queries are left out.
+release, tensorflow/models research/delf at commit e4009b2; (3) is not the paper's. Departure:
+queries without relevant images are left out of (2); the release's solution holds none.
 """
 
 from __future__ import annotations
@@ -66,7 +65,10 @@ CARD = Card(
     cost="M",
     data=("digit_mosaics",),
     code="cvdfoundation/google-landmark",
-    departs=("Small mosaics of digits, the training images also the index.",),
+    departs=(
+        "Small mosaics of digits, the training images also the index. The confidence (3) is known "
+        "from entries to the benchmark's challenges, not from the paper.",
+    ),
 )
 
 
@@ -150,10 +152,8 @@ class LandmarkProtocol:
     ) -> np.ndarray:
         """(B, K) scores of the classes 0..max(labels): (3), with the maximum over each class.
 
-        Vectors are compared by their cosine. Without `distractors` (3) subtracts nothing.
-
-        Raises:
-            EtudeError: widths or lengths that differ, an empty part, values that are not finite.
+        Vectors are compared by their cosine. Without `distractors` (3) subtracts nothing. Raises
+        EtudeError for widths or lengths that differ, an empty part, values that are not finite.
         """
         known, asked = _unit("vectors", vectors), _unit("queries", queries)
         labels = np.asarray(labels)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from etude.core import EtudeError, check_names
 from etude.heads.laplacian_transductive_clustering import (
     TransductiveClusterer,
     _affinity,
+    _modes,
+    _spread,
     bound_update,
 )
 
@@ -91,10 +94,13 @@ def test_affinity_is_symmetric_semidefinite_and_links_the_nearest() -> None:
     assert _affinity(np.zeros((4, 2)), 9).shape == (4, 4)  # duplicates, fewer than neighbors
 
 
+@pytest.mark.parametrize("modes", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_soft_rounds_never_raise_the_energy(seed: int) -> None:
+def test_soft_rounds_never_raise_the_energy(seed: int, modes: bool) -> None:
     support, labels, query, _ = task(seed)
-    fitted = TransductiveClusterer(hard=False, laplacian_weight=1.0).fit(support, labels, query)
+    fitted = TransductiveClusterer(hard=False, laplacian_weight=1.0, modes=modes).fit(
+        support, labels, query
+    )
     assert len(fitted.energies_) > 4
     assert (np.diff(fitted.energies_) <= 1e-9 * np.abs(fitted.energies_[:-1])).all()
 
@@ -116,6 +122,69 @@ def test_weight_0_is_k_means_from_the_support_means() -> None:
     np.testing.assert_array_equal(fitted.assignments_.argmax(axis=1), clusters)
     np.testing.assert_allclose(fitted.prototypes_, m)
     assert set(np.unique(fitted.assignments_)) == {0.0, 1.0}
+
+
+def mode(x: np.ndarray, start: np.ndarray, sigma2: float) -> np.ndarray:
+    """Mean shift over the rows of x, by loops, until nothing moves."""
+    m = start
+    for _ in range(3000):
+        g = [np.exp(-((row - m) ** 2).sum() / (2 * sigma2)) for row in x]
+        last, m = m, sum(a * row for a, row in zip(g, x, strict=True)) / sum(g)
+        if np.abs(m - last).max() < 1e-10:
+            break
+    return m
+
+
+def test_weight_0_with_modes_is_k_modes_from_the_support_means() -> None:
+    support, labels, query, _ = task(3, shots=2)
+    fitted = TransductiveClusterer(laplacian_weight=0.0, modes=True, normalize=False).fit(
+        support, labels, query
+    )
+    x = np.concatenate([support, query])
+    squares = ((x[:, None] - x) ** 2).sum(axis=2)
+    sigma2 = np.sort(squares, axis=1)[:, 1:3].mean()
+    assert _spread(x, 2) == pytest.approx(sigma2)
+    m = np.stack([support[labels == k].mean(axis=0) for k in range(4)])
+    for _ in range(5):
+        clusters = ((query[:, None] - m) ** 2).sum(axis=2).argmin(axis=1)
+        every = np.concatenate([labels, clusters])
+        m = np.stack([mode(x[every == k], m[k], sigma2) for k in range(4)])
+    np.testing.assert_array_equal(fitted.assignments_.argmax(axis=1), clusters)
+    np.testing.assert_allclose(fitted.prototypes_, m, atol=2e-3)
+    means = np.stack([x[every == k].mean(axis=0) for k in range(4)])
+    assert np.abs(m - means).max() > 0.05
+
+
+@pytest.mark.parametrize("modes", [False, True])
+@pytest.mark.parametrize("hard", [False, True])
+def test_two_rounds_by_hand(hard: bool, modes: bool) -> None:
+    """(2) from the prototypes, then (3) or (4); hard rounds start (2) anew, soft ones go on."""
+    support, labels, query, _ = task(8, shots=2)
+    fitted = TransductiveClusterer(
+        laplacian_weight=0.7, hard=hard, modes=modes, normalize=False, n_steps=2
+    ).fit(support, labels, query)
+    x, S = np.concatenate([support, query]), len(support)
+    W, sigma2, given = _affinity(x, 2), _spread(x, 2), np.eye(4)[labels]
+    m, z = np.stack([support[labels == k].mean(axis=0) for k in range(4)]), None
+    for _ in range(2):
+        squares = ((x[:, None] - m) ** 2).sum(axis=2)
+        unary = -np.exp(-squares / (2 * sigma2)) if modes else squares
+        if hard or z is None:
+            z = np.vstack([given, softmax(-unary[S:], axis=1)])
+        z, _ = bound_update(unary, z, W, laplacian_weight=0.7, fixed=S)
+        weights = np.eye(4)[z.argmax(axis=1)] if hard else z
+        if modes:
+            m = _modes(x, weights, m, sigma2)
+        else:
+            m = weights.T @ x / weights.sum(axis=0)[:, None]
+    np.testing.assert_allclose(fitted.assignments_, z[S:], atol=1e-12)
+    np.testing.assert_allclose(fitted.prototypes_, m, atol=1e-12)
+
+
+def test_a_prototype_out_of_reach_of_its_cluster_stays() -> None:
+    x, far = np.eye(4), np.array([[1e3, 0, 0, 0], [0, 0, 0, 1.0]])
+    found = _modes(x, np.repeat(np.eye(2), 2, axis=0), far, 1e-3)
+    np.testing.assert_allclose(found, far, atol=1e-9)
 
 
 def test_no_steps_is_the_nearest_support_mean() -> None:
@@ -187,6 +256,22 @@ def test_release() -> None:
         [5.360770440284e-01, 3.623274957197e-01, 1.015954602519e-01],
     ]
     np.testing.assert_allclose(z[[4, 7, 11]], released, atol=1e-12)
+
+
+def test_release_of_the_modes() -> None:
+    """The release's MS (c2071eb, src/SLK.py), sigma 1.1, from the means of two clusters.
+
+    Twelve points of numpy seed 3, the first five and the others; both stop at moves below a share
+    of 1e-5 (there of one prototype, here of the largest) and agree within 1e-5.
+    """
+    x = np.random.default_rng(3).normal(size=(12, 4))
+    weights = np.eye(2)[[0] * 5 + [1] * 7]
+    m = _modes(x, weights, np.stack([x[:5].mean(axis=0), x[5:].mean(axis=0)]), 1.1**2)
+    released = [
+        [-0.322979152279, -0.448777618640, -1.405103219466, -0.311758591160],
+        [0.155859117889, 0.878687999926, 0.143557955371, -0.260558690479],
+    ]
+    np.testing.assert_allclose(m, released, atol=2e-5)
 
 
 def test_refusals() -> None:

@@ -71,6 +71,12 @@ def test_ties_go_to_the_label_s_own_probability_then_to_the_first() -> None:
     head = LokiHead(d, observed=[3, 0])
     assert head.predict(np.array([[0.5, 0.5]])).tolist() == [1]  # 1 and 2 tie, neither observed
     assert LokiHead(d, observed=[2, 1]).predict(np.array([[0.5, 0.5]])).tolist() == [1]
+    # 2 and 3 tie at a quarter of the way, whatever the unit of the metric and of P
+    path = tree_metric([(n, n + 1) for n in range(10)])
+    for unit in (1.0, 0.1, 1 / 3, 70.0):
+        for whole in (1.0, 1e6):
+            quarter = LokiHead(unit * path, observed=[0, 10])
+            assert quarter.predict(whole * np.array([[0.75, 0.25]])).tolist() == [2], (unit, whole)
     far = 1.0 - np.eye(3)
     nearly = np.array([[0.5 - 1e-12, 0.5 + 1e-12, 0.0]])
     assert LokiHead(far).predict(nearly).tolist() == [1]
@@ -116,6 +122,22 @@ def test_locus_holds_what_sampled_probabilities_reach() -> None:
     reached[LokiHead(d, observed=observed).predict(probs)] = True
     np.testing.assert_array_equal(reached, locus(d, observed))
     assert 4 < reached.sum() < 12
+
+
+def test_locus_does_not_depend_on_the_unit_of_the_metric() -> None:
+    d, observed = random_metric(12, 5), [0, 3, 4, 9]
+    for unit in (1e-4, 1e4):
+        np.testing.assert_array_equal(locus(unit * d, observed), locus(d, observed))
+
+
+def test_of_equal_gains_the_class_farthest_from_the_locus_is_next() -> None:
+    """Of a star with three observed tips every other tip adds one label; the longest arm wins."""
+    d = tree_metric([(0, n) for n in range(1, 7)])
+    d[5, :] += 0.5 * (np.arange(7) != 5)
+    d[:, 5] += 0.5 * (np.arange(7) != 5)
+    gains = [int(locus(d, [1, 2, 3, label]).sum()) for label in (4, 5, 6)]
+    assert len(set(gains)) == 1
+    assert next_class_selection(d, [1, 2, 3]) == 5
 
 
 def test_next_class_enlarges_the_locus_most() -> None:

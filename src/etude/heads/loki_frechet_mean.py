@@ -64,13 +64,16 @@ CARD = Card(
     cost="S",
     data=("fashion_mnist", "clinc150"),
     code="SprocketLab/loki",
-    departs=("The next class is found by trying every label, for any metric, not for trees only.",),
+    departs=(
+        "The next class is found by trying every label, for any metric, not for trees only.",
+        "Of labels that tie the one with most probability of its own is predicted.",
+    ),
     search={"temperature": (1.0, 0.3, 3.0)},
     example={"class_distances": ((0.0, 1.0, 2.0), (1.0, 0.0, 1.0), (2.0, 1.0, 0.0))},
 )
 
 Matrix = np.ndarray | Tensor | Sequence[Sequence[float]]
-TIE = 1e-9  # relative to the largest squared distance
+TIE = 1e-6  # relative to the largest squared distance; these are held in float32
 TOLERANCE = 1e-7  # of the linear programs, in units of the largest squared distance
 
 

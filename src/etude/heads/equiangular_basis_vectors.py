@@ -63,6 +63,7 @@ CARD = Card(
     departs=(
         "Up to d vectors are orthonormal by a QR decomposition instead of nearly so.",
         "Rows that nearly coincide while vectors are generated are drawn anew.",
+        "The head's linear layer is trained on features that are frozen, not the whole network.",
     ),
     search={"temperature": (0.07, 0.2, 0.5), "smoothing": (0.0, 0.1)},
     example={"dim": 8, "n_classes": 3},
@@ -85,7 +86,7 @@ def generate_ebv(
     """Unit vectors (n_vectors, dim), float32, that satisfy (1) up to 1e-4.
 
     Args:
-        alpha: bound on |cos|; by default 1.5 times the Welch bound. Unused for
+        alpha: bound on |cos|; by default 1.5 times the Welch bound, at most 0.99. Unused for
             n_vectors <= dim, where the vectors are orthonormal.
         n_steps, lr: at most so many steps of plain gradient descent on (2).
 
@@ -99,7 +100,7 @@ def generate_ebv(
         orthonormal: Tensor = torch.linalg.qr(W.T)[0].T.contiguous()
         return orthonormal
     welch = math.sqrt((n_vectors - dim) / (dim * (n_vectors - 1)))
-    alpha = 1.5 * welch if alpha is None else alpha
+    alpha = min(1.5 * welch, 0.99) if alpha is None else alpha
     rule = f"from {welch:.4f} (the Welch bound of {n_vectors} vectors in {dim} dimensions) to 0.99"
     require(welch <= alpha <= 0.99, "alpha", rule, alpha)
     for step in range(1, n_steps + 1):

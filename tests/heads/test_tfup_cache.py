@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 
 from etude.core import EtudeError, check_names, get_state, set_state
 from etude.heads.tfup_cache import (
@@ -167,6 +169,66 @@ def test_trained_form_is_the_formula_of_loops() -> None:
         classes = 0.5 * _unit(w) + 0.5 * model.residual_
         expected = [100 * f @ v / np.linalg.norm(f) / np.linalg.norm(v) for v in classes]
         np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def adam(loss: Callable[[np.ndarray], float], shape: tuple[int, int], lr: float) -> np.ndarray:
+    """Where AdamW's first step leads from zeros: -lr g / (|g| + eps), g by differences."""
+    g = np.zeros(shape)
+    for place in np.ndindex(shape):
+        step = np.zeros(shape)
+        step[place] = 1e-6
+        g[place] = (loss(step) - loss(-step)) / 2e-6
+    return -lr * g / (np.abs(g) + 3e-3)
+
+
+def moved(x: np.ndarray, model: TFUPT) -> np.ndarray:
+    g = np.maximum(np.maximum(x @ model.down_.T, 0) @ model.up_.T, 0)
+    return _unit(0.2 * g + 0.8 * x)
+
+
+def log_probs(f: np.ndarray, w: np.ndarray, R: np.ndarray) -> np.ndarray:
+    scores = 100 * f @ _unit(0.5 * _unit(w) + 0.5 * R).T
+    return scores - logsumexp(scores, axis=1, keepdims=True)
+
+
+def test_first_step_of_the_warm_epochs_is_that_by_hand() -> None:
+    """Cross-entropy on the selected rows, labeled by the cache; both with the cache's softmax."""
+    w, x, _ = data(9, n=60, spread=0.8)
+    tfup = TFUP(w, temperature=0.7)
+    start = TFUPT(w, tfup=tfup, n_epochs=0, warm_epochs=0, seed=3).fit(x)
+    model = TFUPT(w, tfup=tfup, n_epochs=1, warm_epochs=1, seed=3).fit(x)
+    rows = FeatureCacheModel(w, n_per_class=15, temperature=0.7).fit(x).rows_
+    assert sorted(rows) != sorted(FeatureCacheModel(w, n_per_class=15).fit(x).rows_)
+    y = tfup.fit(x).logits(x[rows]).argmax(axis=1)
+    f = moved(x[rows], start)
+
+    def loss(R: np.ndarray) -> float:
+        return -float(log_probs(f, w, R)[np.arange(len(rows)), y].mean())
+
+    np.testing.assert_allclose(model.residual_, adam(loss, (3, 5), 0.012), atol=1e-6)
+
+
+def test_first_step_of_the_later_epochs_is_that_by_hand() -> None:
+    """The strong view learns sure answers to the plain one, and its mean prediction is evened."""
+    w, x, _ = data(10, n=40, spread=0.8)
+    strong = _unit(x + 0.2 * np.random.default_rng(0).normal(size=x.shape))
+    tfup = TFUP(w).fit(x)
+    start = TFUPT(w, tfup=tfup, n_epochs=0, warm_epochs=0, seed=4).fit(x)
+    answers = tfup.logits(moved(x, start))
+    p = np.exp(answers - logsumexp(answers, axis=1, keepdims=True)).max(axis=1)
+    threshold = float(np.median(p))
+    model = TFUPT(w, tfup=tfup, n_epochs=1, warm_epochs=0, threshold=threshold, seed=4)
+    model.fit(x, strong)
+    sure, f = np.flatnonzero(p > threshold), moved(strong, start)
+    assert 5 < len(sure) < 35
+
+    def loss(R: np.ndarray) -> float:
+        found = log_probs(f, w, R)
+        m = np.exp(found).mean(axis=0)
+        taught = -found[sure, answers[sure].argmax(axis=1)].mean()
+        return float(taught + 0.3 * (m * np.log(m + 1e-6)).sum())
+
+    np.testing.assert_allclose(model.residual_, adam(loss, (3, 5), 0.012), atol=1e-6)
 
 
 def test_on_shifted_classes_cache_and_training_gain_without_labels() -> None:

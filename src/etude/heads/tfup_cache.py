@@ -69,6 +69,8 @@ CARD = Card(
     departs=(
         "Where all divergences of a sample are equal, its semantic similarity is 1.",
         "TFUP-T keeps its last epoch, never the one that is best on test labels.",
+        "Strong views of TFUP-T are given as features; by default they are the plain ones.",
+        "The learning rate of TFUP-T falls to 0 with the last step.",
     ),
     search={"alpha": (0.3, 1.0, 3.0), "beta": (1.0, 5.0)},
     example={"class_embeddings": ((1.0, 0.0, 0.2), (0.0, 1.0, 0.0), (0.0, 0.3, 1.0))},
@@ -205,21 +207,11 @@ class TFUPT:
     """
 
     def __init__(
-        self,
-        class_embeddings: np.ndarray,
-        *,
-        tfup: TFUP | None = None,
-        threshold: float = 0.9,
-        marginal: float = 0.3,
-        training_share: float = 0.75,
-        n_epochs: int = 30,
-        warm_epochs: int = 5,
-        batch_size: int = 256,
-        lr: float = 0.012,
-        weight_decay: float = 0.1,
-        eps: float = 3e-3,
-        seed: int = 0,
-    ) -> None:
+        self, class_embeddings: np.ndarray, *, tfup: TFUP | None = None, threshold: float = 0.9,
+        marginal: float = 0.3, training_share: float = 0.75, n_epochs: int = 30,
+        warm_epochs: int = 5, batch_size: int = 256, lr: float = 0.012,
+        weight_decay: float = 0.1, eps: float = 3e-3, seed: int = 0,
+    ) -> None:  # fmt: skip
         require(0 <= threshold <= 1, "threshold", "in [0, 1]", threshold)
         require(marginal >= 0, "marginal", "not negative", marginal)
         require(0 < training_share <= 1, "training_share", "in (0, 1]", training_share)
@@ -240,7 +232,9 @@ class TFUPT:
         (N, D), K = f.shape, len(self.class_embeddings)
         W, plain = torch.from_numpy(self.class_embeddings), torch.from_numpy(f)
         per_class = max(int(self.training_share * N / K), 9)
-        chosen = FeatureCacheModel(W.numpy(), n_per_class=per_class).fit(f).rows_
+        chosen = FeatureCacheModel(
+            W.numpy(), n_per_class=per_class, temperature=self.tfup.temperature
+        ).fit(f).rows_  # fmt: skip
         self.tfup.fit(f)
         first = torch.from_numpy(self.tfup.logits(f[chosen]).argmax(axis=1))
         generator = torch.Generator().manual_seed(self.seed)

@@ -140,6 +140,18 @@ def test_momentum_is_projected_at_the_current_bases() -> None:
     torch.testing.assert_close(model.bases.detach(), grassmann_retract(S, H, -0.1))
 
 
+def test_bases_are_made_orthonormal_at_the_first_update_and_every_fifth() -> None:
+    model = head()
+    optimizer = GrassmannSGD([model.bases], lr=0.0, reorthonormalize_every=5)
+    gaps = []
+    for _ in range(7):
+        model.bases.data = model.bases.data * 1.01
+        model.bases.grad = torch.zeros_like(model.bases)
+        optimizer.step()
+        gaps.append(gap_from_orthonormal(model.bases.detach()))
+    assert [gap < 1e-12 for gap in gaps] == [n % 5 == 0 for n in range(7)]
+
+
 def test_other_parameters_take_the_steps_of_sgd() -> None:
     ours, theirs = torch.nn.Linear(6, 6).double(), torch.nn.Linear(6, 6).double()
     theirs.load_state_dict(ours.state_dict())
@@ -225,6 +237,19 @@ def test_probe_finds_classes_that_are_planes_where_no_direction_is() -> None:
     assert gap_from_orthonormal(torch.from_numpy(probe.bases_).double()) < 1e-6
     linear = LogisticProbe().fit(x[:300], y[:300])
     assert (linear.predict(x[300:]) == y[300:]).mean() < 0.5
+
+
+def test_learning_rate_of_the_probe_falls_by_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, step = [], GrassmannSGD.step
+
+    def recorded(self: GrassmannSGD) -> float | None:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self)
+
+    monkeypatch.setattr(GrassmannSGD, "step", recorded)
+    x, y = normal(20, 4).numpy(), np.arange(20) % 2
+    GrassmannProbe(4, 2, subspace_dim=2, lr=0.3, n_steps=8).fit(x, y)
+    np.testing.assert_allclose(rates, 0.15 * (1 + np.cos(np.pi * np.arange(8) / 8)))
 
 
 def test_probe_repeats_round_trips_and_takes_narrow_features() -> None:

@@ -66,6 +66,7 @@ CARD = Card(
     departs=(
         "The signs of the QR decomposition keep the columns of a basis as they were.",
         "The geodesic is computed in float64.",
+        "The probe learns the subspaces alone, on features that are frozen.",
     ),
     search={"subspace_dim": (4, 2, 8), "scale": (25.0, 10.0)},
     example={"dim": 8, "n_classes": 3, "subspace_dim": 2, "n_steps": 20},

@@ -18,7 +18,8 @@ no padding, no bias, GELU between); flattened, that is v:
     v = conv(GELU(conv([C_1, ..., C_{h-1}])))                                        (4)
 
 In the paper hidden_dim = 512 and h = 4: w = 128 -> 63 -> 31, and v has 3 * 31^2 = 2,883 numbers.
-MP+ also recalibrates the frozen backbone by two maps that share their lower layer (PSRP):
+MP+ also recalibrates the frozen backbone, where a block's MLP is added to its attention's output
+x, by two maps that share their lower layer (PSRP):
 
     x <- x + (1 + s) * MLP(LN(x)) + b,    s = U1 relu(D x),    b = U2 relu(D x)      (5)
 

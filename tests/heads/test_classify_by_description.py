@@ -64,6 +64,8 @@ def test_release() -> None:
         "tench, which is a freshwater fish", "tench, which has small eyes",
         "tench, which may be grey", "tench, which is used as bait", "tench, which is an eye",
     ]  # fmt: skip
+    comma = build_descriptor_prompts({"jar": ["often, not always, full", "a, b"]})["jar"]
+    assert comma == ["jar, which often, not always, full", "jar, which is a, b"]
     # there: "which mayonnaise", "which is antennae", "which canned"
     assert ours["jar"] == [f"jar, which has {d}" for d in ("mayonnaise", "antennae", "canned")]
 

@@ -212,6 +212,28 @@ def test_a_curve_is_reproducible_and_its_errors_are_means_over_draws() -> None:
         assert error == pytest.approx(0.75 * 0.25 + 0.25 * 0.75, abs=0.12)
 
 
+def test_a_draw_that_misses_a_class_is_drawn_again() -> None:
+    """Half of the draws of three rows lack class 1; naive Bayes would refuse them."""
+    seen = []
+
+    def draw(m: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        y = (generator.random(m) < 0.2).astype(int)
+        seen.append(len(np.unique(y)))
+        return y[:, None] + generator.normal(size=(m, 1)), y
+
+    curve = sample_complexity_curve(GaussianNBProbe, draw, [3], n_repeats=20, n_test=500)
+    assert 0 < curve[3] < 1
+    assert seen.count(1) >= 5
+    assert seen.count(2) == 21  # the test rows and twenty draws
+
+    def single(m: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        y = np.arange(m) % 2 if m == 500 else np.zeros(m, dtype=int)
+        return y[:, None].astype(float), y
+
+    with pytest.raises(EtudeError, match="large enough for draws of all 2 classes"):
+        sample_complexity_curve(GaussianNBProbe, single, [3], n_test=500)
+
+
 def test_refusals() -> None:
     x, y = rows(10)
     with pytest.raises(EtudeError, match="no row of"):

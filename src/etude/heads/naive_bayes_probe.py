@@ -60,6 +60,7 @@ CARD = Card(
     departs=(
         "The variance floor scales with the squared range of a feature, instead of scaling the "
         "features to [0, 1].",
+        "It is added once, also where batches were merged, not once a batch.",
     ),
     search={"eps": (1e-9, 1e-4, 1e-2)},
     example={"eps": 1e-9},

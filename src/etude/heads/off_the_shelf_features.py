@@ -21,7 +21,8 @@ whitened, scaled again, and compressed; an image is a set of patches, and
 Source: Sharif Razavian, Azizpour, Sullivan, Carlsson, "CNN Features off-the-shelf: an Astounding
 Baseline for Recognition", CVPR Workshops 2014, arXiv:1403.6382. The abstract and the opening were
 read; the rest of the recipe is from descriptions of it, and there is no official code.
-Departures: a constant feature, penalized with the others, stands for the intercept that (1) lacks.
+Departures: a constant feature, penalized with the others, stands for the intercept that (1) lacks;
+the sixteen views of an image and the patches of its levels are given, not cut here.
 Not found in the text that could be read: how a vote decides ties (here: the larger sum of
 responses), and the number of principal components (here: a parameter).
 """
@@ -60,6 +61,7 @@ CARD = Card(
         "The claim is measured with a published sentence encoder on questions; for images, with a "
         "small network trained on five classes of Fashion-MNIST.",
         "A penalized constant feature takes the place of an intercept.",
+        "Features of views and of patches are given: no image is cropped or turned here.",
     ),
     search={"C": (1.0, 0.1, 10.0, 100.0), "power": (1.0, 0.5)},
     example={"C": 1.0},

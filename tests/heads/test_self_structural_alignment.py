@@ -6,13 +6,13 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 
 from etude.core import EtudeError, check_names, get_state, set_state
 from etude.heads.self_structural_alignment import (
     S3A,
     _assign,
     _described,
-    _move,
     _votes,
     cvpr_align,
 )
@@ -82,11 +82,8 @@ def test_release() -> None:
     that its voting, assignment and re-assignment give, and how many rows each gets, are ours.
     """
     x, words, clusters = world(4, spread=1.2, off=0.8)
-    top = np.argsort(-(x @ words.T), axis=1, kind="stable")[:, :1]
-    for _ in range(3):
-        clusters = np.unique(clusters, return_inverse=True)[1]
-        clusters = _move(x @ words.T, _assign(_votes(clusters, top, 40)))
-    found, counts = np.unique(clusters, return_counts=True)
+    labels = cvpr_align(x, words, n_clusters=5, clusters=10 * clusters - 3)
+    found, counts = np.unique(labels, return_counts=True)
     assert found.tolist() == [0, 1, 3, 4, 13]
     assert counts.tolist() == [27, 33, 32, 37, 21]
 
@@ -154,6 +151,73 @@ def test_self_training_starts_at_zero_shot_and_gains() -> None:
     assert np.mean(gains) > 0.03
 
 
+def test_one_step_of_self_training_is_the_loops() -> None:
+    """(4) and its gradient by differences; AdamW's first step is lr g / (|g| + 1e-8)."""
+    x, words, _ = world(9, n_words=8)
+    x = x[:20]
+    model = S3A(
+        words, n_clusters=5, n_epochs=1, lr=0.01, threshold=0.6, dropout=0.3, decay=(0.8, 0.99),
+        seed=5,
+    ).fit(x)  # fmt: skip
+    generator = torch.Generator().manual_seed(5)
+    order = torch.randperm(20, generator=generator).tolist()
+    keep = (torch.rand(20, 12, generator=generator) >= 0.3).numpy()
+    structural = cvpr_align(x, words, n_clusters=5, seed=5)
+    np.testing.assert_array_equal(model.labels_, structural)
+    p = np.exp(20 * x @ words.T)
+    p /= p.sum(axis=1, keepdims=True)
+    assert 0 < (p.max(axis=1) > 0.6).sum() < 20
+
+    def loss(W: np.ndarray) -> float:
+        taught, told = [], []
+        for n, i in enumerate(order):
+            z = W @ (x[i] * keep[n])
+            scores = 20 * words @ (z / np.linalg.norm(z))
+            log_p = scores - np.log(np.exp(scores).sum())
+            if p[i].max() > 0.6:
+                taught.append(-log_p[p[i].argmax()])
+            told.append(-log_p[structural[i]])
+        return float(np.mean(taught) + 0.25 * np.mean(told))
+
+    expected = np.eye(12)
+    for a in range(12):
+        for b in range(12):
+            step = np.zeros((12, 12))
+            step[a, b] = 1e-5
+            g = (loss(np.eye(12) + step) - loss(np.eye(12) - step)) / 2e-5
+            expected[a, b] -= (1 - 0.8) * 0.01 * g / (abs(g) + 1e-8)
+    np.testing.assert_allclose(model.weight_, expected, atol=1e-6)
+
+
+def test_labels_are_voted_anew_from_the_first_ones_by_the_teacher() -> None:
+    x, words, _ = world(11, spread=1.8, off=1.2)
+    settings = {"n_clusters": 5, "lr": 0.03, "seed": 1}
+    first = cvpr_align(x, words, n_clusters=5, seed=1)
+    two = S3A(words, n_epochs=2, **settings).fit(x)
+    np.testing.assert_array_equal(two.labels_, first)
+    three = S3A(words, n_epochs=3, **settings).fit(x)
+    seen = x @ two.weight_.T
+    expected = cvpr_align(seen, words, n_clusters=5, clusters=first)
+    np.testing.assert_array_equal(three.labels_, expected)
+    assert (expected != first).any()
+    assert (expected != cvpr_align(seen, words, n_clusters=5, seed=1)).any()
+
+
+def test_first_labels_of_self_training_take_attributes() -> None:
+    x, words, _ = world(5, spread=1.2, off=0.9)
+    owner = np.repeat(np.arange(40), 3)
+    noise = np.random.default_rng(5).normal(size=(120, 12))
+    given = {
+        "attribute_embeddings": unit(words[owner] + 0.5 * noise), "attribute_words": owner,
+        "attribute_counts": 1 + np.arange(120) % 3,
+    }  # fmt: skip
+    expected = cvpr_align(x, words, n_clusters=5, **given)
+    assert (expected != cvpr_align(x, words, n_clusters=5)).any()
+    for n_epochs in (0, 1):
+        model = S3A(words, n_clusters=5, n_epochs=n_epochs, **given).fit(x)
+        np.testing.assert_array_equal(model.labels_, expected)
+
+
 def test_state_rebuilds_and_names_are_known() -> None:
     x, words, _ = world(7)
     model, copy = (S3A(words, n_clusters=5, n_epochs=2) for _ in range(2))
@@ -173,6 +237,8 @@ def test_refusals() -> None:
         cvpr_align(x, words, n_rounds=0)
     with pytest.raises(EtudeError, match="attribute_words must be"):
         cvpr_align(x, words, n_clusters=5, attribute_embeddings=words)
+    with pytest.raises(EtudeError, match=r"clusters must be \(N,\), one a row"):
+        cvpr_align(x, words, n_clusters=5, clusters=np.zeros(3))
     with pytest.raises(EtudeError, match="features must be finite, no row zero"):
         cvpr_align(x * 0, words)
     with pytest.raises(EtudeError, match="threshold must be in"):

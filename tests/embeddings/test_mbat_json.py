@@ -39,8 +39,8 @@ def test_the_encoding_is_the_sum_of_products_along_each_path():
     words = MBAT.atom("word red") + MBAT.atom("word ink")
     want = (
         m("a") @ m("b") @ (words / np.linalg.norm(words))
-        + m("a") @ m("c") @ m("[]") @ MBAT.atom("literal True")
-        + m("a") @ m("c") @ m("[]") @ m("[]") @ MBAT.atom("literal None")
+        + m("a") @ m("c") @ m(None) @ MBAT.atom("literal True")
+        + m("a") @ m("c") @ m(None) @ m(None) @ MBAT.atom("literal None")
         + m("d") @ MBAT.number(3)
     )
     np.testing.assert_allclose(encode_json(value, encoder=MBAT), want, atol=1e-12)
@@ -88,6 +88,12 @@ def test_nesting_keeps_its_order_and_keys_have_none():
     )
     one, two = (encode_json(v, encoder=MBAT) for v in (["x", "y"], ["y", "x"]))
     assert cosine(one, two) < 0.5
+
+
+@pytest.mark.parametrize("key", ["", "[]", "None", "sequence"])
+def test_no_key_stands_for_an_array(key):
+    one, two = (encode_json(v, encoder=MBAT) for v in ({key: "x"}, ["x"]))
+    assert abs(cosine(one, two)) < 0.5
 
 
 def test_unbinding_finds_the_value():

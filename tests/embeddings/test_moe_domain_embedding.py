@@ -75,7 +75,20 @@ def test_upcycling_changes_no_output_whatever_the_domain():
             blocks
         ]
     grown.words.data += 1  # a copy, not the same tensors
+    grown = base.upcycle(3)
+    for p in grown.blocks.parameters():
+        p.data += 1
+    grown.domain_tokens.data += 1
     torch.testing.assert_close(base(IDS), want)
+
+
+def test_upcycled_copies_are_trained_apart_and_keep_the_precision():
+    grown = shaken(encoder()).double().upcycle(2)
+    assert grown(IDS).dtype == torch.float64
+    first, second = grown.blocks[0].experts
+    before = second[0].weight.detach().clone()
+    first[0].weight.data += 1
+    assert torch.equal(second[0].weight, before)
 
 
 def test_a_domains_batch_moves_its_own_expert_and_token_and_what_is_shared():
@@ -167,6 +180,8 @@ def test_cocitation_pairs_are_those_that_share_a_citing_paper():
         (lambda: encoder(n_heads=3), "dim must be a multiple of n_heads 3"),
         (lambda: encoder(moe_blocks=(2,)), r"moe_blocks must be numbers in 0\.\.1"),
         (lambda: encoder(n_domains=2).upcycle(3), "n_domains must be 1 to be upcycled"),
+        (lambda: encoder().upcycle(0), "n_domains must be at least 1"),
+        (lambda: encoder().upcycle(3, (2,)), r"moe_blocks must be numbers in 0\.\.1"),
         (lambda: encoder()(IDS, DOMAINS), r"domains must be \(B,\) in 0\.\.0"),
         (lambda: encoder()(IDS + 20), r"ids must be in 0\.\.29"),
         (lambda: encoder()(IDS.repeat(1, 2)), r"ids must be of shape \(B, up to 7\)"),

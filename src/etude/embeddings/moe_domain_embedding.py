@@ -63,6 +63,8 @@ CARD = Card(
     departs=(
         "A small encoder with learned positions and GELU in place of ModernBERT.",
         "The domain token is put before the words, so a text comes without [CLS].",
+        "Routing is enforced a sentence; the README's routing of single tokens, learned routers "
+        "and products over a learned temperature are left out.",
     ),
     example={"dim": 8, "n_words": 30, "depth": 1, "n_heads": 2},
 )
@@ -94,9 +96,7 @@ class EnforcedMoEEncoder(nn.Module):
         for name, number in (numbers | {"n_heads": n_heads, "most_tokens": most_tokens}).items():
             require(number >= 1, name, "at least 1", number)
         require(dim % n_heads == 0, "dim", f"a multiple of n_heads {n_heads}", dim)
-        chosen = tuple(range(depth)) if moe_blocks is None else tuple(moe_blocks)
-        known = all(0 <= b < depth for b in chosen)
-        require(known, "moe_blocks", f"numbers in 0..{depth - 1}", moe_blocks)
+        chosen = _chosen(moe_blocks, depth)
         self.dim, self.n_words, self.n_domains, self.depth = dim, n_words, n_domains, depth
         self.n_heads, self.most_tokens, self.moe_blocks = n_heads, most_tokens, moe_blocks
 
@@ -127,20 +127,17 @@ class EnforcedMoEEncoder(nn.Module):
         """A copy of this encoder of one domain with `n_domains` of them; outputs are the same.
 
         Raises:
-            EtudeError: this encoder has several domains already.
+            EtudeError: this encoder has several domains already, or a number out of its range.
         """
         require(self.n_domains == 1, "n_domains", "1 to be upcycled", self.n_domains)
-        grown = EnforcedMoEEncoder(
-            self.dim, n_words=self.n_words, n_domains=n_domains, depth=self.depth,
-            n_heads=self.n_heads, most_tokens=self.most_tokens, moe_blocks=moe_blocks,
-        )  # fmt: skip
-        grown.words, grown.positions = copy.deepcopy(self.words), copy.deepcopy(self.positions)
-        grown.norm, grown.pool = copy.deepcopy(self.norm), copy.deepcopy(self.pool)
-        grown.domain_tokens.data = self.domain_tokens.detach().repeat(n_domains, 1)
-        for new, old in zip(grown.blocks, self.blocks, strict=True):
-            n_experts = len(new.experts)
-            new.load_state_dict(old.state_dict(), strict=False)
-            new.experts = nn.ModuleList(copy.deepcopy(old.experts[0]) for _ in range(n_experts))
+        require(n_domains >= 1, "n_domains", "at least 1", n_domains)
+        chosen = _chosen(moe_blocks, self.depth)
+        grown = copy.deepcopy(self)
+        grown.n_domains, grown.moe_blocks = n_domains, moe_blocks
+        grown.domain_tokens = nn.Parameter(self.domain_tokens.detach().repeat(n_domains, 1))
+        for b in chosen:
+            copies = (copy.deepcopy(self.blocks[b].experts[0]) for _ in range(n_domains))
+            grown.blocks[b].experts = nn.ModuleList(copies)
         return grown
 
     def forward(
@@ -173,6 +170,13 @@ class EnforcedMoEEncoder(nn.Module):
         weight = keep[..., None].to(h.dtype)
         mean = (self.norm(h) * weight).sum(dim=1) / weight.sum(dim=1)
         return self.pool(mean)  # (3)
+
+
+def _chosen(moe_blocks: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    chosen = tuple(range(depth)) if moe_blocks is None else tuple(moe_blocks)
+    known = all(0 <= b < depth for b in chosen)
+    require(known, "moe_blocks", f"numbers in 0..{depth - 1}", moe_blocks)
+    return chosen
 
 
 class _Block(nn.Module):

@@ -207,8 +207,9 @@ def test_refusals():
             MatryoshkaHead(8, 3, sizes=sizes)
     with pytest.raises(EtudeError, match="weights must be 1 non-negative numbers"):
         MatryoshkaLoss(8, 3, weights=(1.0, 1.0))
-    with pytest.raises(EtudeError, match="weights must be"):
-        MatryoshkaLoss(8, 3, weights=(-1.0,))
+    for weight in (-1.0, math.nan, math.inf):
+        with pytest.raises(EtudeError, match="weights must be"):
+            MatryoshkaLoss(8, 3, sizes=(4, 8), weights=(1.0, weight))
     with pytest.raises(EtudeError, match="n_classes must be"):
         MatryoshkaLoss(8, 0)
     with pytest.raises(EtudeError, match="dim must be"):

@@ -58,6 +58,11 @@ CARD = Card(
     cost="M",
     data=("digits", "fashion_mnist"),
     code="RAIVNLab/MRL",
+    departs=(
+        "The paper's cascade, which classifies by longer prefixes until one is confident, is left "
+        "out.",
+        "Queries, too, are scaled to unit length before a rerank; no order changes.",
+    ),
     search={"tied": (False, True)},
     example={"dim": 8, "n_classes": 3, "sizes": (2, 4, 8)},
 )
@@ -85,7 +90,8 @@ class MatryoshkaHead(nn.Module):
         n_classes: number of classes K.
         sizes: M, growing, the last one `dim`; None takes 8, 16, 32, ... and `dim`.
         tied: share one head among the sizes, equation (2).
-        generator: of the initial weights, uniform within 1 / sqrt(size).
+        generator: of the initial weights, uniform within 1 / sqrt(size), biases within
+            1 / sqrt(dim).
 
     Raises:
         EtudeError: sizes that do not nest, or a value outside its range.
@@ -160,7 +166,8 @@ class MatryoshkaLoss(nn.Module):
         self.head = MatryoshkaHead(dim, n_classes, sizes=sizes, tied=tied, generator=generator)
         self.sizes = self.head.sizes
         self.weights = (1.0,) * len(self.sizes) if weights is None else tuple(weights)
-        fits = len(self.weights) == len(self.sizes) and min(self.weights) >= 0
+        finite = all(0 <= c < math.inf for c in self.weights)
+        fits = len(self.weights) == len(self.sizes) and finite
         require(fits, "weights", f"{len(self.sizes)} non-negative numbers", weights)
 
     def forward(self, embeddings: Tensor, target: Tensor) -> Tensor:

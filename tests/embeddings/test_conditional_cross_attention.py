@@ -142,6 +142,7 @@ def test_gradients():
         (lambda: block()(TOKENS[..., :4]), r"tokens must be \(B, T, 8\)"),
         (lambda: block()(TOKENS, ASKED + 1), r"attributes must be \(B,\) int64 in 0\.\.2"),
         (lambda: block()(TOKENS, ASKED[:2]), r"attributes must be \(5,\)"),
+        (lambda: block()(TOKENS, ASKED[0]), r"attributes must be \(B,\) int64"),
         (lambda: embedder()(torch.zeros(1, 3, 9, 9), ASKED[:1]), r"x must be \(B, 3, 8, 8\)"),
         (lambda: embedder(patch=3), "image_size must be a positive multiple of patch 3"),
         (

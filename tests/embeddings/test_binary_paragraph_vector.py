@@ -109,6 +109,7 @@ def test_one_seed_one_model():
     assert not np.array_equal(fitted().vectors_, fitted(seed=1).vectors_)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("training", [True, False])
 def test_the_skip_gram_is_its_equations_in_loops(training):
     model = skip_gram(temperature=0.7, entropy_weight=-0.3).train(training)
@@ -197,6 +198,7 @@ def test_hamming_search_counts_bits():
         (lambda: BinaryPVDBOW(code="bit"), "code must be one of binary, sigmoid, real"),
         (lambda: BinaryPVDBOW().transform(topics()), "this model must be fitted first"),
         (lambda: BinaryPVDBOW().fit(-topics()), "features must be counts"),
+        (lambda: BinaryPVDBOW().fit(topics()[0]), r"features must be \(N, V\) with a document"),
         (lambda: BinaryPVDBOW().fit(topics() * np.nan), "features must be counts"),
         (lambda: BinaryPVDBOW().fit(np.eye(3)[:, :2]), "features must be with a word in every row"),
         (lambda: fitted(n_steps=1).transform(topics()[:, :19]), r"features must be \(N, 20\)"),

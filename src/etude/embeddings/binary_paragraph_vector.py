@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etude.core import Card, refuse, require
+from etude.core import Card, require
 
 __all__ = ["BinaryPVDBOW", "DisambiguatedSkipGram", "hamming_search"]
 
@@ -61,7 +61,10 @@ CARD = Card(
     cost="L",
     data=("banking77",),
     code="kagrze/disgram",
-    departs=("Full softmax over the vocabulary in (3) and (7), where the originals sample it.",),
+    departs=(
+        "Full softmax over the vocabulary in (3) and (7), where the originals sample it.",
+        "The skip-gram is the release's second stage; its first, one D for all words, is left out.",
+    ),
     example={"n_bits": 8, "n_steps": 3},
 )
 
@@ -121,8 +124,7 @@ class BinaryPVDBOW:
         vectors = normal(n, width)
         shared = [normal(n_words, self.n_bits), nn.Parameter(_log_share(counts))]
         if self.real_dim:
-            spread = width**-0.5
-            shared += [normal(self.n_bits, width, spread=spread), normal(self.n_bits)]
+            shared += [normal(self.n_bits, width, spread=width**-0.5), normal(self.n_bits)]
         optimizer = torch.optim.Adam(shared, lr=self.lr)
         # plain Adam would go on moving the documents that are not in the batch
         of_documents = torch.optim.SparseAdam([vectors], lr=self.lr)
@@ -152,8 +154,7 @@ class BinaryPVDBOW:
         """
         require(hasattr(self, "words_"), "this model", "fitted first", type(self).__name__)
         counts = _counts(features)
-        n_words = len(self.words_)
-        require(counts.shape[1] == n_words, "features", f"(N, {n_words})", counts)
+        require(counts.shape[1] == len(self.words_), "features", f"(N, {len(self.words_)})", counts)
         arrays = (self.words_, self.word_bias_, self.projection_, self.projection_bias_)
         shared = [torch.from_numpy(a) for a in arrays if a is not None]
         found = []
@@ -192,8 +193,7 @@ class BinaryPVDBOW:
     def _codes(self, vectors: np.ndarray) -> np.ndarray:
         arrays = [a for a in (self.projection_, self.projection_bias_) if a is not None]
         code = self._activations(torch.from_numpy(vectors), [torch.from_numpy(a) for a in arrays])
-        found: np.ndarray = code.round().byte().numpy() if self.code == "binary" else code.numpy()
-        return found
+        return np.asarray(code.round().byte() if self.code == "binary" else code)
 
 
 class DisambiguatedSkipGram(nn.Module):
@@ -272,8 +272,7 @@ def hamming_search(
         bits = np.asarray(bits)
         require(bits.ndim == 2 and np.isin(bits, (0, 1)).all(), name, "(N, n) of 0 and 1", bits)
         packed.append(np.packbits(bits.astype(np.uint8), axis=1))
-    same = queries.shape[1] == documents.shape[1]
-    require(same, "queries", f"of {documents.shape[1]} bits", queries)
+    require(queries.shape[1] == (n := documents.shape[1]), "queries", f"of {n} bits", queries)
     ids, far = [], []
     for start in range(0, len(queries), 64):
         unlike = packed[0][start : start + 64, None] ^ packed[1][None]
@@ -285,10 +284,11 @@ def hamming_search(
 
 
 def _counts(features: Counts) -> scipy.sparse.csr_matrix:
+    fits = np.ndim(features) == 2 or scipy.sparse.issparse(features)
+    require(fits and features.shape[0] >= 1, "features", "(N, V) with a document", features)
     counts = scipy.sparse.csr_matrix(features, dtype=np.float32)
-    require(counts.shape[0] >= 1, "features", "(N, V) with a document at least", features)
-    if not (np.isfinite(counts.data).all() and (counts.data >= 0).all()):
-        refuse("features", "counts: finite and at least 0", features)
+    positive = bool(((counts.data >= 0) & (counts.data < np.inf)).all())
+    require(positive, "features", "counts: finite and at least 0", features)
     empty = np.flatnonzero(np.asarray(counts.sum(axis=1)).ravel() == 0)
     require(len(empty) == 0, "features", "with a word in every row", f"none in row {empty[:1]}")
     return counts

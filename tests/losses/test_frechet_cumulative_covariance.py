@@ -192,6 +192,10 @@ def test_refusals():
         fccov(f[:, 0], distances)
     with pytest.raises(EtudeError, match=r"distances must be of shape \(14, 14\)"):
         fccov(f, distances[:3])
+    with pytest.raises(EtudeError, match="distances must be numbers, none NaN"):
+        fccov(f, distances.where(distances > 0, math.nan))
+    with pytest.raises(EtudeError, match="features must be finite"):
+        FCCovNet().fit(np.full((4, 2), np.nan), np.zeros(4))
     with pytest.raises(EtudeError, match="metric must be one of"):
         response_distances(np.zeros(3), "cosine")
     with pytest.raises(EtudeError, match="metric must be one of"):

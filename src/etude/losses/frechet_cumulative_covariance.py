@@ -73,11 +73,12 @@ def fccov(embeddings: Tensor, distances: Tensor) -> Tensor:
     Differentiable in `embeddings`; the balls are constants.
 
     Raises:
-        EtudeError: shapes do not fit.
+        EtudeError: shapes do not fit, or a distance is NaN.
     """
     require(embeddings.ndim == 2, "embeddings", "of shape (n, d)", embeddings)
     n = len(embeddings)
     require(distances.shape == (n, n), "distances", f"of shape ({n}, {n})", distances)
+    require(not bool(distances.isnan().any()), "distances", "numbers, none NaN", distances)
     f = embeddings
     if f.dtype in (torch.float16, torch.bfloat16):
         f = f.float()
@@ -211,10 +212,11 @@ class FCCovNet:
         """features (n, p), responses y (n, ...) -> self.
 
         Raises:
-            EtudeError: shapes do not fit, or fewer than three samples.
+            EtudeError: shapes do not fit, fewer than three samples, or values not finite.
         """
         x = np.asarray(features, dtype=np.float64)
         require(x.ndim == 2 and len(x) >= 3, "features", "of shape (n, p), n at least 3", features)
+        require(bool(np.isfinite(x).all()), "features", "finite", features)
         require(len(y) == len(x), "y", "one response a row of features", y)
         distances = torch.from_numpy(response_distances(y, self.metric))
         self.mean_, self.scale_ = x.mean(axis=0), x.std(axis=0) + 1e-9

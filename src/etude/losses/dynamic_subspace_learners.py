@@ -23,10 +23,7 @@ the whole normalized embedding are trained together.
 
 Source: Adiga V, Dolz, Lombaert, "Attention-based Dynamic Subspace Learners for Medical Image
 Analysis", IEEE JBHI 2022, arXiv:2206.09068; released code adigasu/Dynamic_subspace_learners.
-Departures from the release: rows of W stay in place (it copies kept ones over others); its matching
-of ids is inverted; Adam forgets the state of new rows; data are clustered again after a split; the
-caller's score shows the stall, not the test set; where negatives run out it may take positives.
-Not found in the paper, of which the abstract could be read: the rest is the release's.
+Not found: the paper's text but the abstract; what the card does not name is the release's.
 """
 
 from __future__ import annotations
@@ -66,7 +63,12 @@ CARD = Card(
     cost="L",
     data=("omniglot-small",),
     code="adigasu/Dynamic_subspace_learners",
-    departs=("After a split data are clustered again and Adam forgets the new rows' state.",),
+    departs=(
+        "Kept rows of W stay, ids follow their matching; the release overwrites rows, inverts it.",
+        "Data are clustered again after a split, Adam forgets new rows' state; no dropout (0.01).",
+        "The caller's score on held-out data shows a stall, not one on the test set.",
+        "An anchor has as many negatives as positives, none of its class, in uneven batches too.",
+    ),
     example={"dim": 6, "out_dim": 8},
 )
 Draws = np.random.Generator
@@ -229,8 +231,7 @@ class SubspaceMarginTrainer:
         """x (N, ...), labels (N,) int64 -> self.
 
         After every epoch `score` gives a figure of ``embed`` on held-out rows, higher is better
-        (the release: normalized mutual information of clusters and classes), kept in `scores_`
-        (n_epochs,), the numbers of learners in `n_learners_`.
+        (released: normalized mutual information), kept in `scores_`, and K in `n_learners_`.
         """
         rng, y = np.random.default_rng(self.seed), labels.numpy()
         require(len(np.unique(y)) < len(y), "labels", "of two rows of a class at least", labels)

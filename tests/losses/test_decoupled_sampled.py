@@ -1,4 +1,7 @@
-"""Decoupled softmax with sampled negatives: exact with all of them, right on average with few."""
+"""Decoupled softmax with sampled negatives: exact with all of them, right on average with few.
+
+Few of them are also held to (1) in loops, from the same draw.
+"""
 
 import math
 
@@ -74,3 +77,49 @@ def test_only_drawn_labels_and_positives_are_encoded():
         DecoupledSoftmaxLoss().sampled(rows, positives, encode, n_negatives=41)
     every = torch.ones(3, 40, dtype=torch.bool)  # nothing is a negative
     assert DecoupledSoftmaxLoss().sampled(rows, every, encode, n_negatives=5).item() == 0
+
+
+def test_few_negatives_are_the_equation_in_loops():
+    rows, table, positives = dual()
+    loss = DecoupledSoftmaxLoss(temperature=0.7, generator=torch.Generator().manual_seed(8))
+    value = loss.sampled(rows, positives, lambda ids: table[ids], n_negatives=20)
+    drawn = torch.randperm(40, generator=torch.Generator().manual_seed(8))[:20].tolist()
+    assert positives[:, drawn].any()  # a drawn positive is no negative
+    total = 0.0
+    for b in range(3):
+        s = (table @ rows[b] / 0.7).tolist()
+        against = 40 / 20 * sum(math.exp(s[n]) for n in drawn if not positives[b, n])
+        right = positives[b].nonzero()[:, 0].tolist()
+        total += sum(math.log1p(against / math.exp(s[p])) for p in right) / len(right) / 3
+    assert value.item() == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_answered_in_float32(dtype):
+    rows, table, positives = (x.detach() for x in dual())
+    loss = DecoupledSoftmaxLoss(temperature=1e-4)  # scores of 1e4 and more: float16 ends at 65,504
+    got = loss.sampled(rows.to(dtype), positives, lambda i: table.to(dtype)[i], n_negatives=40)
+    assert got.dtype == torch.float32
+    assert got.item() == pytest.approx(loss(rows @ table.T, positives).item(), rel=0.05)
+
+
+def test_rows_without_a_term_have_no_slope():
+    rows, table, positives = dual()
+    for labels in (torch.zeros_like(positives), torch.ones_like(positives)):
+        loss = DecoupledSoftmaxLoss().sampled(rows, labels, lambda i: table[i], n_negatives=5)
+        assert loss.item() == 0
+        assert all((g == 0).all() for g in torch.autograd.grad(loss, (rows, table)))
+
+
+def test_refusals():
+    rows, table, positives = dual()
+    sampled = DecoupledSoftmaxLoss().sampled
+    for r, p, message in (
+        (rows[:2], positives, r"positives must be \(B, K\), with embeddings"),
+        (rows, positives[0], r"positives must be \(B, K\), with embeddings"),
+        (rows, positives.long(), "positives must be bool"),
+    ):
+        with pytest.raises(EtudeError, match=message):
+            sampled(r, p, lambda ids: table[ids], n_negatives=3)
+    with pytest.raises(EtudeError, match="n_negatives must be from 1 to 40, got 0"):
+        sampled(rows, positives, lambda ids: table[ids], n_negatives=0)

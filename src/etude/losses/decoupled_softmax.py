@@ -27,8 +27,7 @@ Source: Gupta, Khatri, Rawat, Bhojanapalli, Jain, Dhillon, "Dual-Encoders for Ex
 Classification", ICLR 2024, arXiv:2310.10636; released code nilesh2797/DEXML.
 Departures: labels are left out by minus infinity, not by the score -100; t is sought between
 -max s + c and -min s + c with c = logit(k / K) / a, which always holds it, where the release's
--max s - 10 / a does not once K exceeds 22,026 k; the release's runs with sampled negatives take
-them from the batch or a shortlist of hard ones, and do not scale the sum.
+-max s - 10 / a does not once K exceeds 22,026 k; and how negatives are sampled (see the card).
 Not found in the paper: its text beyond the abstract could not be read; that (1) is a mean over
 the positives, a = 2, k = 5 and one sampled positive are the release's.
 """
@@ -71,6 +70,8 @@ CARD = Card(
         "Labels that are left out get the score minus infinity, where the release writes -100.",
         "The bracket of the soft top-k threshold is one that holds for any number of labels.",
         "All positives are used unless n_sampled says otherwise; the release draws one a step.",
+        "Sampled negatives are drawn evenly and their sum is scaled; the release takes them from "
+        "the batch or a shortlist of hard ones, and does not scale.",
     ),
     search={"temperature": (1.0, 0.5, 2.0)},
     example={"temperature": 1.0},
@@ -122,12 +123,9 @@ class DecoupledSoftmaxLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        temperature: float = 1.0,
-        n_sampled: int | None = None,
+        self, *, temperature: float = 1.0, n_sampled: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         require(temperature > 0, "temperature", "positive", temperature)
         require(n_sampled is None or n_sampled >= 1, "n_sampled", "None or >= 1", n_sampled)
@@ -157,7 +155,12 @@ class DecoupledSoftmaxLoss(nn.Module):
         embeddings (B, D), positives (B, K) bool; `encode_labels` takes ids (n,), returns (n, D).
         One draw serves the batch; a row's sum over negatives is right on average, so the loss, a
         logarithm of it, is a little low on average, and exact for n_negatives = K.
+
+        Raises:
+            EtudeError: shapes do not fit, or n_negatives outside 1..K.
         """
+        fits = embeddings.ndim == positives.ndim == 2 and len(embeddings) == len(positives)
+        require(fits, "positives", "(B, K), with embeddings (B, D)", positives)
         k = positives.shape[1]
         require(1 <= n_negatives <= k, "n_negatives", f"from 1 to {k}", n_negatives)
         drawn = torch.randperm(k, generator=self.generator)[:n_negatives].to(positives.device)
@@ -170,8 +173,8 @@ class DecoupledSoftmaxLoss(nn.Module):
         )
         against = others.masked_fill(positives[:, drawn], -torch.inf).logsumexp(dim=1)
         against = against + math.log(k / n_negatives)
-        own = (embeddings[rows] * labels[n_negatives:]).sum(dim=1) / self.temperature
-        terms = -F.logsigmoid(own.to(against.dtype) - against[rows])  # (1)
+        own = (embeddings[rows] * labels[n_negatives:]).sum(dim=1).to(against.dtype)
+        terms = -F.logsigmoid(own / self.temperature - against[rows])  # (1)
         return _mean_over_positives(terms, known, len(known))
 
 
@@ -261,14 +264,9 @@ class SoftTopKLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        top_k: int | None = 5,
-        temperature: float = 1.0,
-        steepness: float = 2.0,
-        n_steps: int = 32,
-        generator: torch.Generator | None = None,
-    ) -> None:
+        self, *, top_k: int | None = 5, temperature: float = 1.0, steepness: float = 2.0,
+        n_steps: int = 32, generator: torch.Generator | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         require(top_k is None or top_k >= 1, "top_k", "None or at least 1", top_k)
         require(temperature > 0, "temperature", "positive", temperature)

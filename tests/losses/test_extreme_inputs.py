@@ -105,10 +105,52 @@ def test_scores_of_ten_thousand(name):
     assert value >= 0
 
 
+def of_zeros():
+    """Each loss at embeddings and logits of 0, from its equations; `icnn` hangs on its ties."""
+    torch.manual_seed(0)  # the first weights that `answer` gives
+    weights = library.L2SVMLoss(**sizes()).readout.weight.square().mean().item()
+
+    def softplus(x):
+        return math.log1p(math.exp(x))
+
+    return {
+        "bias": 0.7 * math.log(5),  # all variances are equal: every weight is exp(0) - 0.3
+        "cnn_svm": weights + (0.9**2 + 4 * 1.1**2) / 5,  # scores are the biases, 0.1
+        "comp_sum tau=0": 4.0,
+        "comp_sum tau=1": math.log(5),
+        "comp_sum tau=1.5": (1 - 5**-0.5) / 0.5,
+        "ldr": 10 * math.log((1 + 4 * math.exp(0.1 / 10)) / 5),
+        "aldr": 10 * math.log((1 + 4 * math.exp(0.1 / 10)) / 5),
+        "z_loss": math.log(2),
+        "decoupled": math.log(5),
+        "soft_topk": math.log(5 / 2),
+        "normalized_softmax": math.log(5),
+        "madacos": -math.log(0.02),  # all are the median sample, of probability alpha
+        # all rows are the layer's bias: cosines of 1, and the least energy under the logarithm
+        "ecaml": softplus(-1) + softplus(25) + 0.13 * math.log(1e-12),
+        "binomial_deviance": softplus(1) + softplus(-25),
+        "energy_confusion": math.log(1e-12),
+        "proto_triplet": 0.5,
+        "frechet": 0.1 * DIM,  # Cov(f) = 0
+        "subspace_margin": 1.2 - 1e-4 + 0.2,  # d = 1e-4, the root of the release's 1e-8
+    }
+
+
 @every
 @pytest.mark.parametrize("scale", [1e-8, 0.0])
 def test_scores_of_nothing(name, scale):
-    answer(name, scale * inputs())
+    value, _ = answer(name, scale * inputs())
+    if name == "icnn":  # (1 + 0) / 4 and half the share of 48 tied neighbors that is of the class
+        share = 96 * (math.exp(-value) - 0.25)
+        assert share == pytest.approx(round(share), abs=1e-3)
+        assert 0 <= round(share) <= 48
+    elif scale and name in ("normalized_softmax", "madacos", "binomial_deviance"):
+        assert value == pytest.approx(answer(name, inputs())[0], rel=1e-5)  # directions are left
+    elif scale and name == "bias":  # variances are left, and weigh from 0.7 to exp(0.3) - 0.3
+        assert 0.7 * math.log(5) < value < (math.exp(0.3) - 0.3) * math.log(5)
+    else:  # logits of 1e-8 divided by their own size and an epsilon are not quite 0
+        near = 0.03 if scale and name in ("aldr", "z_loss") else 1e-5
+        assert value == pytest.approx(of_zeros()[name], rel=near)
 
 
 @every
@@ -144,7 +186,34 @@ def test_one_row(name):
 
 @every
 def test_every_row_its_own_class(name):
-    answer(name, inputs()[:5], torch.arange(5))
+    """No two rows to bring together: what is left of each loss."""
+    x, y = inputs()[:5], torch.arange(5)
+    value, slope = answer(name, x, y)
+    if name in ("proto_triplet", "subspace_margin"):  # no query, no couple
+        assert value == 0
+        assert slope.abs().max() == 0
+    elif name in ("binomial_deviance", "ecaml", "energy_confusion"):
+        i, j = torch.triu_indices(5, 5, 1)
+        torch.manual_seed(0)
+        z = library.ECAMLLoss(**sizes()).embed(x).detach() if name == "ecaml" else x
+        unit = F.normalize(z, dim=1)
+        apart = F.softplus(50 * ((unit[i] * unit[j]).sum(dim=1) - 0.5)).mean()
+        energy = (z[i] - z[j]).square().sum(dim=1).mean().log()
+        parts = {"binomial_deviance": (1, 0), "energy_confusion": (0, 1), "ecaml": (1, 0.13)}[name]
+        assert value == pytest.approx(float(parts[0] * apart + parts[1] * energy), rel=1e-5)
+    elif name == "icnn":  # every neighbor is of another class: their distances alone count
+        d = torch.cdist(x, x)
+        far = float(d.sum() / 20 / d.max())
+        assert value == pytest.approx(-math.log((1 + far) / 4), rel=1e-5)
+    elif name == "frechet":  # only the order of distances between labels counts
+        assert value == pytest.approx(answer(name, x, 7 * y)[0], rel=1e-6)
+        assert value != pytest.approx(answer(name, x, y.flip(0)[[1, 0, 2, 3, 4]])[0], rel=1e-3)
+    else:  # a mean over the rows, each by itself
+        rows = [answer(name, x[k : k + 1], y[k : k + 1])[0] for k in range(5)]
+        if name == "bias":  # a row by itself has the weight 0.7, in a batch up to exp(0.3) - 0.3
+            assert 1 < value / (sum(rows) / 5) < (math.exp(0.3) - 0.3) / 0.7
+        else:
+            assert value == pytest.approx(sum(rows) / 5, rel=1e-5)
 
 
 @every
@@ -180,16 +249,3 @@ def test_a_class_never_seen_is_scored_all_the_same(name):
     assert torch.isfinite(scores).all()
     if name == "ecaml":  # a class without a mean has cosine 0 to everything
         assert scores[:, 3:].abs().max() == 0
-
-
-def test_answers_that_are_known():
-    """Uniform scores: log K for the softmax losses, 1 - 1/K and so on for the rest."""
-    zero = torch.zeros(12, DIM)
-    assert answer("comp_sum tau=1", zero)[0] == pytest.approx(math.log(5), rel=1e-6)
-    assert answer("comp_sum tau=0", zero)[0] == pytest.approx(4, rel=1e-6)
-    assert answer("decoupled", zero)[0] == pytest.approx(math.log(5), rel=1e-6)
-    assert answer("bias", zero)[0] == pytest.approx(0.7 * math.log(5), rel=1e-6)
-    assert answer("z_loss", zero)[0] == pytest.approx(math.log(2), rel=1e-6)
-    assert answer("normalized_softmax", zero)[0] == pytest.approx(math.log(5), rel=1e-6)
-    assert answer("proto_triplet", zero)[0] == pytest.approx(0.5, rel=1e-6)
-    assert answer("frechet", zero)[0] == pytest.approx(0.1 * DIM, rel=1e-6)  # Cov(f) = 0

@@ -86,8 +86,9 @@ def test_tokens_that_ask_one_whole_all_get_the_same(sides):
 
 def test_pooling_of_equal_tokens_is_one_plus_lambda_times_one(sides):
     # so image tokens of an entity tell cross-modally through (2) of the whole alone
-    first, second = (drawn(pool_weight=w) for w in (1.0, 0.0))
-    assert not torch.allclose(first.parts(*sides)[2], second.parts(*sides)[2])
+    for both_ways in (False, True):
+        first, second = (drawn(both_ways, pool_weight=w).parts(*sides)[2:] for w in (1.0, 0.0))
+        assert not any(map(torch.allclose, first, second))
     from etude.retrieval.multilevel_mel_matching import _pool
 
     one = torch.randn(2, 1, 8).double()
@@ -96,13 +97,23 @@ def test_pooling_of_equal_tokens_is_one_plus_lambda_times_one(sides):
 
 
 @pytest.mark.parametrize("both_ways", [False, True])
-def test_what_is_masked_is_as_if_it_were_not_there(sides, both_ways):
+def test_what_is_masked_is_as_if_it_were_not_there(both_ways):
+    generator = torch.Generator().manual_seed(2)
+    full = [torch.randn(n, 9, 6, generator=generator, dtype=torch.float64) for n in (3, 4)]
+    there = torch.ones(9, dtype=torch.bool)
+    there[[2, 6]] = False  # one of three text tokens, one of four image tokens
+    for side in full:
+        side[:, ~there] *= 100
+    masks = [there.expand(len(side), 9) for side in full]
     matcher = drawn(both_ways)
-    shorter = [side[:, :6] for side in sides]  # one image token fewer
-    masks = [torch.tensor([[True] * 6 + [False]]).expand(len(side), 7) for side in sides]
-    noisy = [torch.cat([s, 100 * torch.randn(len(s), 1, 6).double()], dim=1) for s in shorter]
-    found = matcher(*noisy, query_mask=masks[0], document_mask=masks[1])
-    torch.testing.assert_close(found, matcher(*shorter))
+    fewer = M3ELMatcher(6, n_text_tokens=2, hidden_dim=8, both_ways=both_ways).double()
+    fewer.load_state_dict(matcher.state_dict())
+    wanted = fewer.parts(*(side[:, there] for side in full))
+    for one, other in zip(matcher.parts(*full, *masks), wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(
+        matcher(*full, query_mask=masks[0], document_mask=masks[1]), sum(wanted) / len(wanted)
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.5])
@@ -189,9 +200,10 @@ def test_refusals(call, message):
 
 
 def test_refusals_of_masks(sides):
-    none = torch.ones(3, 7, dtype=torch.bool)
-    none[1, 5:] = False
-    with pytest.raises(EtudeError, match="a token of each modality"):
-        drawn()(*sides, query_mask=none)
+    for missing in (slice(1, 4), slice(5, 7)):  # of text, of image
+        none = torch.ones(3, 7, dtype=torch.bool)
+        none[1, missing] = False
+        with pytest.raises(EtudeError, match="a token of each modality"):
+            drawn()(*sides, query_mask=none)
     with pytest.raises(EtudeError, match="mask of queries must be"):
         drawn()(*sides, query_mask=none[:2])

@@ -142,6 +142,9 @@ def test_the_threshold_is_where_the_densities_cross():
     # both spread alike, so they cross half-way, whatever their numbers
     assert found == pytest.approx(0.5, abs=0.03)
     assert adaptive_threshold(np.array([0.0, 1.0]), np.array([False, True])) == 0.5
+    # a few right ones far below the wrong ones' mean do not move it there
+    low = np.concatenate([np.full(20, 0.02), both])
+    assert adaptive_threshold(low, np.arange(520) < 420) == pytest.approx(found, abs=0.01)
     # worse scores for the right ones: nothing can be gained
     assert adaptive_threshold(both, np.arange(500) >= 400) == 0.0
 
@@ -180,8 +183,19 @@ def test_all_kept_and_no_threshold_only_reorders():
     assert found.kept.all()
     np.testing.assert_array_equal(np.sort(found.ids, axis=1), np.sort(order, axis=1))
     assert (np.diff(found.scores, axis=1) <= 0).all()
-    one = torch.cat([questions[:1, None], items[found.ids[0, :1]]], dim=1)
-    assert float(net.score(one).detach()) == pytest.approx(found.scores[0, 0])
+    for n in range(4):
+        one = torch.cat([questions[n : n + 1, None], items[found.ids[n, :1]]], dim=1)
+        assert float(net.score(one).detach()) == pytest.approx(found.scores[n, 0])
+    two = ToyMultimodalRAG(net.score, n_retrieved=5, n_kept=2).select(
+        queries, vectors, questions, items
+    )
+    assert two.kept.tolist() == [[True, True, False, False, False]] * 4
+
+
+def test_equal_images_are_retrieved_by_id():
+    vectors = np.tile([[1.0], [2.0]], (60, 1))
+    found = ToyMultimodalRAG(None).retrieve(np.ones((1, 1)), vectors)
+    assert found.tolist() == [list(range(1, 41, 2))]
 
 
 def test_refusals():

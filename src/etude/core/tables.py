@@ -8,6 +8,7 @@ those of ``etude.embeddings.embedding_compression_bench``.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ SPREAD = 0.25  # deviation of the starting vectors, for every layer
 N_HASHES, BUCKETS = 64, 1_000_000
 
 
-class TableLayer(nn.Module):
+class TableLayer(nn.Module, ABC):
     """ids (B,) -> (B, D).
 
     `penalty` is to be added to the loss; ``finish`` drops what only training needs.
@@ -49,9 +50,9 @@ class TableLayer(nn.Module):
         self.n, self.sizes, self.dim = sum(sizes), tuple(sizes), dim
         self.build(numbers, counts, generator)
 
+    @abstractmethod
     def build(self, numbers: int, counts: Tensor, generator: torch.Generator) -> None:
         """Make the tensors."""
-        raise NotImplementedError
 
     def finish(self) -> None:
         """Keep only what answering needs."""

@@ -71,15 +71,19 @@ def test_ties_go_to_the_label_s_own_probability_then_to_the_first() -> None:
     head = LokiHead(d, observed=[3, 0])
     assert head.predict(np.array([[0.5, 0.5]])).tolist() == [1]  # 1 and 2 tie, neither observed
     assert LokiHead(d, observed=[2, 1]).predict(np.array([[0.5, 0.5]])).tolist() == [1]
-    # 2 and 3 tie at a quarter of the way, whatever the unit of the metric and of P
-    path = tree_metric([(n, n + 1) for n in range(10)])
-    for unit in (1.0, 0.1, 1 / 3, 70.0):
-        for whole in (1.0, 1e6):
-            quarter = LokiHead(unit * path, observed=[0, 10])
-            assert quarter.predict(whole * np.array([[0.75, 0.25]])).tolist() == [2], (unit, whole)
     far = 1.0 - np.eye(3)
     nearly = np.array([[0.5 - 1e-12, 0.5 + 1e-12, 0.0]])
     assert LokiHead(far).predict(nearly).tolist() == [1]
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.1, 0.3, 1 / 3, 70.0])
+@pytest.mark.parametrize("whole", [1.0, 1e-6, 1e6])
+def test_ties_are_found_in_any_unit_of_the_metric_and_of_the_probabilities(unit, whole) -> None:
+    """Halfway between two nodes of the path 0..10 the lower wins, and at the end the observed."""
+    head = LokiHead(unit * tree_metric([(n, n + 1) for n in range(10)]), observed=[0, 10])
+    t = np.arange(1, 20, 2) / 20
+    predicted = head.predict(whole * np.stack([1 - t, t], axis=1))
+    assert predicted.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10]
 
 
 def test_unnormalized_probabilities_change_nothing() -> None:

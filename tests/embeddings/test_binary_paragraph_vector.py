@@ -104,6 +104,14 @@ def test_inference_leaves_the_model_alone_and_repeats():
     assert model.embed(new).shape == (7, 5)
 
 
+def test_words_start_at_their_frequencies():
+    counts = topics()
+    counts[:, 3] *= 5
+    fitted_bias = BinaryPVDBOW(6, n_steps=1, lr=1e-6).fit(counts).word_bias_
+    share = (counts.sum(axis=0) + 1) / (counts.sum() + 20)
+    np.testing.assert_allclose(fitted_bias, np.log(share), atol=1e-5)
+
+
 def test_one_seed_one_model():
     np.testing.assert_array_equal(fitted().vectors_, fitted().vectors_)
     assert not np.array_equal(fitted().vectors_, fitted(seed=1).vectors_)

@@ -108,6 +108,13 @@ def test_unbinding_finds_the_value():
         assert np.linalg.norm(found - atoms[i]) == pytest.approx(np.sqrt(5), rel=0.15)
 
 
+def test_a_string_is_its_words_in_any_case_and_order():
+    first = encode_json("Red ink, dry", encoder=MBAT)
+    np.testing.assert_allclose(encode_json("dry red INK", encoder=MBAT), first, atol=1e-12)
+    assert cosine(first, encode_json("red pen", encoder=MBAT)) < 0.8
+    assert cosine(encode_json("--", encoder=MBAT), encode_json("++", encoder=MBAT)) < 0.5
+
+
 def test_near_numbers_are_near():
     large = OrthogonalMBAT(1024)
     at = {x: large.number(x) for x in (-100, -1, 0, 1, 99, 100, 1e6, 1e12)}

@@ -51,6 +51,8 @@ def test_the_shortlist_is_that_of_the_prefix_in_whole_numbers():
     assert len(listed) == 50
     assert scores[listed].min() >= np.sort(scores)[-51]
     assert funnel.memory_bytes == 4000 * 16
+    alone = Funnel(rows, sizes=(8,), n_kept=(1000,))  # the sample is all scores, and a bit to spare
+    assert len(alone._shortlist(queries[0], 10, 1)) == 1000
 
 
 def test_few_rows_equal_rows_none_and_a_memory_map(tmp_path):

@@ -74,6 +74,17 @@ def test_a_batch_equals_its_queries_one_by_one_bit_for_bit():
         np.testing.assert_array_equal(one[1][0], scores[b])
 
 
+def test_what_rounding_alone_tells_apart_is_the_same_in_a_batch():
+    vectors, queries = data(n=6000, dim=100, n_queries=20)
+    vectors = vectors[:1] + np.float32(1e-7) * vectors
+    index = Exact(vectors)
+    ids, scores = index.search(queries, 25)
+    for b in range(len(queries)):
+        one = index.search(queries[b : b + 1], 25)
+        np.testing.assert_array_equal(one[0][0], ids[b])
+        np.testing.assert_array_equal(one[1][0], scores[b])
+
+
 def test_scores_far_apart_in_size_stay_exact():
     vectors, queries = data(n=3000, dim=64, n_queries=20)
     vectors[::7] *= 1e4
@@ -177,6 +188,14 @@ def test_shortlist_scores_equal_the_decoded_vectors(n_threads):
     assert np.corrcoef(scores + offset, vectors @ queries[0])[0, 1] > 0.7
 
 
+def test_a_query_s_signs_are_those_of_a_document_s_code():
+    _, queries = data(dim=100)
+    codec = Codec(random_rotation(100, 0), np.full(100, 0.7, np.float32))
+    for query, code in zip(queries, codec.encode(queries)[0], strict=True):
+        np.testing.assert_array_equal(codec.ask(query)[1], code)
+        assert codec.ask(query)[2] == pytest.approx(0.7 * query.sum(), rel=1e-4)
+
+
 def test_a_codebook_gives_the_nearest_row_and_its_product():
     generator = np.random.default_rng(0)
     vectors, queries = data(n=50, dim=12)
@@ -226,7 +245,7 @@ def test_threads_work_after_a_fork_and_from_many_callers():
     expected = index.search(queries, 5)[0]
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=_in_child, args=(vectors, queries, queue))
+    child = context.Process(target=_in_child, args=(vectors, queries, queue), daemon=True)
     child.start()
     np.testing.assert_array_equal(queue.get(timeout=60), expected)
     child.join()

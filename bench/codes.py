@@ -143,7 +143,7 @@ def main() -> None:
     started = time.perf_counter()
     start = ConstrainedPQ(rows.shape[1], n_parts=N_PARTS, n_steps=30)
     some = rows[generator.permutation(n)[:20_000]]
-    start.initialize(torch.from_numpy(some), n_rounds=10 if options.quick else 20)
+    start.initialize(torch.from_numpy(some), n_rounds=10 if options.quick else 50)
     search = by_codes(start, nn.Identity(), encoded(start, rows))
     spent = time.perf_counter() - started
     contenders.append(Contender("etude OPQ (the start)", search, spent))

@@ -14,9 +14,9 @@ centroid gets the same mass, solved a batch at a time and for each of the M part
 R is the rotation of the OPQ from which the centroids c start, and stays fixed; q is never
 quantized. No gradient passes through (3); the gradient of the ranking with respect to x' goes to
 the centroids of the codes and, unchanged, to the document's own vector (straight through). The
-cross-entropy is over all documents of the batch and hard negatives; further copies of a document
-are masked out. Outside of training a document gets its nearest centroids, without the
-constraint. A second stage keeps those codes and trains query encoder and centroids only.    (6)
+cross-entropy is over all documents of the batch and hard negatives, each document once. Outside
+of training a document gets its nearest centroids, without the constraint. A second stage keeps
+those codes and trains query encoder and centroids only.                              (6)
 
 Source: Zhan, Mao, Liu, Guo, Zhang, Ma, "Learning Discrete Representations via Constrained
 Clustering for Effective and Efficient Dense Retrieval", WSDM 2022, arXiv:2110.05789; released
@@ -98,7 +98,7 @@ class ConstrainedPQ(nn.Module):
         self.centroids = nn.Parameter(torch.randn(shape, generator=generator))
 
     @torch.no_grad()
-    def initialize(self, vectors: Tensor, *, n_rounds: int = 20, seed: int = 0) -> None:
+    def initialize(self, vectors: Tensor, *, n_rounds: int = 50, seed: int = 0) -> None:
         """Set rotation and centroids to OPQ's of (N, D) `vectors`; 0 rounds give plain PQ.
 
         A round is one k-means step and the best rotation for its codes (Procrustes); 10 k-means
@@ -123,10 +123,12 @@ class ConstrainedPQ(nn.Module):
     @torch.no_grad()
     def assign(self, rotated: Tensor, *, balanced: bool = False) -> Tensor:
         """(B, D) rotated vectors -> (B, M) int64 codes: nearest, or `balanced` by (3)."""
-        distances = torch.cdist(self._parts(rotated), self.centroids) ** 2  # (1)
+        parts, c = self._parts(rotated), self.centroids
         if balanced:
-            return self.plan(distances).argmax(dim=-1).T  # (4)
-        return distances.argmin(dim=-1).T
+            return self.plan(torch.cdist(parts, c) ** 2).argmax(dim=-1).T  # (1), (4)
+        half = c.square().sum(dim=-1)[:, None] / 2  # |x|^2 / 2 is the same for all
+        blocks = [torch.baddbmm(-half, x, c.mT).argmax(dim=-1) for x in parts.split(512, dim=1)]
+        return torch.cat(blocks, dim=1).T
 
     def plan(self, distances: Tensor) -> Tensor:
         """(M, B, K) distances -> (M, B, K) float64 plan Q of (3), its rows summing to 1."""
@@ -277,18 +279,16 @@ def ivf_pq_search(quantizer: ConstrainedPQ, codes: Tensor, queries: Tensor, *, k
 
     The decoded documents are clustered into `n_lists` anew at each call and the `n_probes`
     nearest lists of a query are read; one list reads all. Where those hold fewer than `k`, the
-    scores of the rest are -infinity. B * N scores in memory.
-
-    Args:
-        codes: (N, M) of ``quantizer.assign``. queries: (B, D) encoded, not rotated.
+    scores of the rest are -infinity. B * N scores in memory. `codes` (N, M) are those of
+    ``quantizer.assign``, `queries` (B, D) encoded, not rotated.
     """
     require(1 <= k <= len(codes), "k", f"in 1..{len(codes)}", k)
     require(1 <= n_probes <= n_lists <= len(codes), "n_probes", "in 1..n_lists", n_probes)
     rotated = quantizer.rotate(queries)
     tables = quantizer._parts(rotated) @ quantizer.centroids.transpose(1, 2)  # (M, B, K)
     scores = torch.zeros(len(queries), len(codes), dtype=rotated.dtype)
-    for m in range(quantizer.n_parts):
-        scores += tables[m][:, codes[:, m]]
+    for table, column in zip(tables, codes.T, strict=True):
+        scores += table[:, column]
     if n_lists > 1:
         lists = ConstrainedPQ(quantizer.dim, n_parts=1, n_codes=n_lists).to(rotated.dtype)
         lists.initialize(quantizer.decode(codes), n_rounds=0, seed=seed)

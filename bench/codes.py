@@ -142,7 +142,7 @@ def main() -> None:
         print(f"{name} built", flush=True)
     started = time.perf_counter()
     start = ConstrainedPQ(rows.shape[1], n_parts=N_PARTS, n_steps=30)
-    some = rows[generator.permutation(n)[:20_000]]
+    some = rows[generator.permutation(n)[:50_000]]
     start.initialize(torch.from_numpy(some), n_rounds=10 if options.quick else 50)
     search = by_codes(start, nn.Identity(), encoded(start, rows))
     spent = time.perf_counter() - started

@@ -124,6 +124,10 @@ def test_whitened_vectors_have_the_identity_as_covariance() -> None:
     z = (x - mean) @ onto
     np.testing.assert_allclose(z.mean(axis=0), 0.0, atol=1e-10)
     np.testing.assert_allclose(z.T @ z / 300, np.eye(5), atol=1e-10)
+    mean, onto = pca_whiten(x, 5, eps=0.1)  # each variance stands above a tenth of the largest
+    z, variance = (x - mean) @ onto, np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
+    expected = np.diag(variance[:5] / (variance[:5] + 0.1 * variance[0]))
+    np.testing.assert_allclose(z.T @ z / 300, expected, atol=1e-10)
     flat = np.hstack([x, x[:, :1]])  # a direction without variance is not blown up
     mean, onto = pca_whiten(flat, 9)
     assert np.abs((flat - mean) @ onto).max() < 1e2

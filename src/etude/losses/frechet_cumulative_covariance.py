@@ -53,8 +53,8 @@ CARD = Card(
     "order of distances counts",
     task="experiment",
     claim="with a tenth of the responses far outliers, the directions that the Fréchet cumulative "
-    "covariance finds tell more of the true index than those of distance covariance",
-    baseline="distance_covariance",
+    "covariance finds tell more of the true index than those of kernel dimension reduction",
+    baseline="kernel_reduction",
     metric="distance_correlation",
     better="higher",
     published="",

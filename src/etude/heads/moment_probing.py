@@ -55,8 +55,8 @@ CARD = Card(
     "heads that only meet their neighbor and by two strided convolutions.",
     task="probe",
     claim="Where classes share their mean and differ in the covariance of their tokens, moment "
-    "probing is more accurate than a logistic regression on the mean token.",
-    baseline="logistic_regression",
+    "probing is more accurate than a logistic regression on bilinear pooling of the tokens.",
+    baseline="bilinear_pooling",
     metric="accuracy",
     better="higher",
     published="README, ImageNet-1K top-1 in %, ViT-B/16 pretrained on ImageNet-21K: linear probe "

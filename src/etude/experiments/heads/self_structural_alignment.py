@@ -86,7 +86,7 @@ def measure(seed: int) -> list[Pair]:
             data="clinc150", setting=setting, ours_s=spent[ours], baseline_s=spent[other],
         )  # fmt: skip
 
-    others = ("zero_shot", "cluster_majority", "self_training")
+    others = ("self_training", "zero_shot", "cluster_majority")
     return [
         *(pair("ours", other, f"{n} intents, {len(v)} words") for other in others),
         pair("labels", "zero_shot", "structural labels alone"),

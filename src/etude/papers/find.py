@@ -110,13 +110,12 @@ def by_meaning(query: str) -> list[int]:
     """
     import numpy as np
 
+    from etude.papers.query_vector import query_vector
     from etude.papers.vectors import vectors
 
     known = vectors()
     try:
-        from etude.nets.minilm import encode
-
-        vector = np.asarray(encode([query]))[0]
+        vector = query_vector(query)
     except ImportError:
         raise EtudeError(f"search by meaning needs {INSTALL}") from None
     return [int(i) for i in np.argsort(-(known @ vector), kind="stable")]

@@ -20,6 +20,7 @@ import numpy as np
 from etude.core import EtudeError, cards, require
 from etude.papers.catalogue import Paper, papers
 from etude.papers.entry import Entry
+from etude.papers.query_vector import query_vector
 from etude.papers.search import Document, Index
 from etude.papers.search.folder import is_busy
 from etude.papers.search.milvus import Milvus
@@ -29,6 +30,8 @@ from etude.papers.vectors import text_of, vectors
 __all__ = ["Finder", "Found"]
 
 INSTALL = 'pip install "etude[text]"'
+WARM = 'papers "neural network" -warm'  # a query that asks for everything a query can
+FEW = 24  # new texts that are encoded before torch would have been loaded
 PIECE = 2_000  # papers that are indexed at once: what a kill costs at most
 Tell = Callable[[int, int], None]
 
@@ -112,6 +115,17 @@ class Finder:
     def similar(self, id: str, k: int = 5) -> list[Entry]:
         """The `k` papers nearest in meaning to the one of this id; [] without their vectors."""
         return self._entries([i for i, _ in self._fresh().similar(id, k)])
+
+    def warm(self) -> None:
+        """Load now what else the first who searches would wait for: encoder, loops, the index.
+
+        Raises:
+            EtudeError: as ``search``.
+        """
+        self.search(WARM, 1)
+        self.search(WARM, 1, family="retrieval", last="9999")
+        for entry in self.store.newest(1):
+            self.similar(entry.id, 1)
 
     def _entries(self, ids: list[str]) -> list[Entry]:
         pieces = (ids[start : start + 5_000] for start in range(0, len(ids), 5_000))
@@ -206,19 +220,19 @@ def _encode(texts: Sequence[str]) -> np.ndarray:
     if len(texts) == 1 and texts[0] not in known:
         return _encoded_query(texts[0])
     unknown = [text for text in dict.fromkeys(texts) if text not in known]
-    if unknown:
+    if len(unknown) > FEW:
         from etude.nets.minilm import encode
 
         known = known | dict(zip(unknown, np.asarray(encode(unknown)), strict=True))
+    else:
+        known = known | {text: query_vector(text) for text in unknown}
     return np.stack([known[text] for text in texts])
 
 
 @lru_cache(maxsize=1024)
 def _encoded_query(text: str) -> np.ndarray:
     """(1, 384): the next page of an answer asks for the same."""
-    from etude.nets.minilm import encode
-
-    return np.asarray(encode([text]))
+    return query_vector(text)[None]
 
 
 def _from(tell: Tell | None, done: int, total: int) -> Tell | None:

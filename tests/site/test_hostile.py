@@ -82,3 +82,13 @@ def test_markdown_shows_every_letter_of_a_title(client):
     assert title.startswith("# Eve ")
     assert re.sub(r"\\(.)", r"\1", title[2:]) == re.sub("\x1b", "", HOSTILE)
     assert not re.search(r"(?<!\\)[<>\[\]`*_&]", title[2:])
+
+
+@pytest.mark.parametrize("host", ["x/evil-place?y=", "x/evil-place", "[", "x#evil-place"])
+def test_the_name_that_a_reader_gives_the_site_is_on_no_page(client, host):
+    """What one reader's page says is kept for others: nothing of it may come from a header."""
+    for path in ("/papers?page=1", "/papers/trending", "/methods", "/nothing"):
+        for answer in (client.get(path, headers={"host": host}), client.get(path)):
+            assert answer.status_code == (404 if path == "/nothing" else 200)
+            assert "evil-place" not in answer.text
+            assert f'name="back" value="{path}"' in answer.text or "vote" not in answer.text

@@ -1,4 +1,7 @@
-"""The search index while it is being made: pages stay quick, a search says to come back."""
+"""The search index while it is being made: pages stay quick, a search says to come back.
+
+Behind it, what a first reader would wait for is loaded (``warm``).
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,26 @@ _MAKING: WeakKeyDictionary[Finder, tuple[int, int]] = WeakKeyDictionary()
 
 @contextmanager
 def in_step(site: Site) -> Iterator[None]:
-    """Index the stored papers in a thread; until that ends ``progress`` tells how far it is."""
+    """Index the stored papers in a thread; until that ends ``progress`` tells how far it is.
+
+    The thread begins when the site answers, and goes on with ``warm``.
+    """
+    from etude.site.warm import warm  # which imports the pages, and they this module
+
     _MAKING[site.finder] = (0, 0)
 
     def make() -> None:
         def tell(done: int, total: int) -> None:
             _MAKING[site.finder] = (done, total)
 
+        site.answers.wait()
         try:
             with suppress(EtudeError):  # the first search tells it
                 site.finder.sync(tell)
         finally:
             _MAKING.pop(site.finder, None)
+        with suppress(EtudeError):
+            warm(site)
 
     Thread(target=make, daemon=True, name="etude-index").start()
     yield

@@ -82,6 +82,7 @@ def serve(
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            app.state.site.answers.set()
             started()
 
     with ExitStack() as stack:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
@@ -22,16 +24,27 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Site:
-    """One running site; every router is made from it (``router(site) -> APIRouter``)."""
+    """One running site; every router is made from it (``router(site) -> APIRouter``).
+
+    `answers` is set once readers are answered: what may wait until then waits for it.
+    """
 
     settings: Settings
     store: Store
     finder: Finder
     templates: Environment
+    answers: Event = field(default_factory=Event, compare=False, repr=False)
 
     def page(self, request: Request, name: str, *, status: int = 200, **facts: Any) -> HTMLResponse:
-        """The template ``templates/<name>`` with these facts; everything in it is escaped."""
-        known = {"request": request, "settings": self.settings}
+        """The template ``templates/<name>`` with these facts; everything in it is escaped.
+
+        Of the request a page may know the path and the query only. A URL is made of the header
+        Host too, which whoever asks may fill with a path, and pages are kept for others.
+        """
+        path = quote(request.scope["path"], safe="/:@!$&'()*+,;=~")
+        query = request.scope["query_string"].decode("latin-1")
+        here = f"{path}?{query}" if query else path
+        known = {"path": path, "here": here, "settings": self.settings}
         return HTMLResponse(self.templates.get_template(name).render(**known, **facts), status)
 
 

@@ -136,7 +136,7 @@ def router(site: Site) -> APIRouter:
 
     @routes.get("/feeds/trending.{shape}", **plan)
     def trending_feed(shape: Shape) -> Response:
-        """The papers that are voted for now."""
+        """The papers that readers vote for these days."""
         papers = trend(site)["papers"]
         facts = feed(site, "etude: trending papers", "/feeds/trending", "/papers/trending", papers)
         return answer(templates, facts, shape, "")

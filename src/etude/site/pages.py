@@ -183,7 +183,7 @@ def router(site: Site) -> APIRouter:
         return span_of("month", month_span(month), month, "2026-11", page)
 
     def trending_papers() -> Facts:
-        """The papers that are voted for now."""
+        """The papers that readers vote for these days."""
         return trend(site)
 
     def search(

@@ -14,8 +14,8 @@ from etude.papers.importers.common import (
     Refusal,
     SourceError,
     checked,
-    find_arxiv,
     read_text,
+    reference,
     shown,
 )  # fmt: skip
 from etude.papers.latex import plain
@@ -29,7 +29,6 @@ FIELD = re.compile(r"\s*,?\s*([^\s\"#%'(),={}]+)\s*=\s*")
 WORD = re.compile(r"[^\s\"#%'(),={}]+")
 AND = re.compile(r"\s+and\s+|[{}]", re.IGNORECASE)
 LONGEST = MB  # of an entry
-HOST = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:\s*)", re.IGNORECASE)
 
 
 def read(path: Path) -> Iterator[Item]:
@@ -141,17 +140,14 @@ def _entry(fields: dict[str, str], file: str) -> Entry:
         return re.sub(r"\\([_%&#~$])", r"\1", fields.get(name, "")).strip("{} \t\n")
 
     eprint, kind = raw("eprint"), (fields.get("archiveprefix") or fields.get("eprinttype") or "")
-    venue = text("journal", "journaltitle", "booktitle")
-    doi = HOST.sub("", raw("doi"))
     named = f"arXiv:{eprint}" if kind.lower() in ("", "arxiv") else ""
     keywords = re.split(r"[,;]", text("keywords"))
-    return Entry(
+    entry = Entry(
         title=text("title"), abstract=text("abstract"), authors=_authors(fields.get("author", "")),
-        arxiv=find_arxiv(named, raw("url"), doi, venue, text("note"), text("howpublished")),
         date=_date(fields), categories=tuple(k.strip() for k in [text("primaryclass"), *keywords]),
-        doi=doi, venue="" if venue.lower().startswith("arxiv") else venue,
-        url=raw("url") if raw("url").lower().startswith("http") else "", sources=(f"file:{file}",),
+        doi=raw("doi"), venue=text("journal", "journaltitle", "booktitle"),
     )  # fmt: skip
+    return reference(entry, file, [raw("url")], named, text("note"), text("howpublished"))
 
 
 def _authors(text: str) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ from etude.papers.entry import Entry, arxiv_id, clean, line
 
 __all__ = [
     "MB", "Item", "Mark", "Refusal", "SourceError", "checked", "find_arxiv", "open_file",
-    "read_text", "shown", "string",
+    "read_text", "reference", "shown", "string",
 ]  # fmt: skip
 
 MB = 2**20
@@ -23,6 +24,7 @@ ARXIV = re.compile(
     r"arxiv(?:\.org/(?:abs|pdf|html)/|[:.\s]+)(\d{4}\.\d{4,5}|[a-z-]+(?:\.[a-z]{2})?/\d{7})(?!\d)",
     re.IGNORECASE,
 )
+DOI_HOST = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:\s*)", re.IGNORECASE)
 
 
 class SourceError(EtudeError):
@@ -68,6 +70,21 @@ def find_arxiv(*texts: str) -> str:
         if known := arxiv_id(found[1] if found else text[:100]):
             return known
     return ""
+
+
+def reference(entry: Entry, file: str, urls: Sequence[str], named: str, *texts: str) -> Entry:
+    """The entry of a file of references, as its fields are usually filled.
+
+    Its DOI may begin with an address, a venue may only say that it is at arXiv, not every URL is
+    an address of the web; `named`, the URLs, DOI, venue and `texts` may name its arXiv id.
+    """
+    doi, venue = DOI_HOST.sub("", entry.doi), entry.venue
+    return replace(
+        entry, doi=doi, venue="" if venue.lower().startswith("arxiv") else venue,
+        arxiv=find_arxiv(named, *urls, doi, venue, *texts),
+        url=next((url for url in urls if url.lower().startswith("http")), ""),
+        sources=(f"file:{file}",),
+    )  # fmt: skip
 
 
 def shown(path: Path) -> str:

@@ -12,8 +12,8 @@ from etude.papers.importers.common import (
     Refusal,
     SourceError,
     checked,
-    find_arxiv,
     read_text,
+    reference,
     shown,
 )  # fmt: skip
 
@@ -62,19 +62,15 @@ def _entry(fields: dict[str, list[str]], file: str) -> Entry:
         return next((value for tag in tags for value in fields.get(tag, ()) if value), "")
 
     urls = [value for tag in ("UR", "LK", "L2") for value in fields.get(tag, ())]
-    doi = re.sub(r"^(?:https?://(?:dx\.)?doi\.org/|doi:\s*)", "", first("DO"), flags=re.I)
-    venue = first("T2", "JO", "JF", "JA", "BT", "C3")
     names = [_name(value) for tag in ("AU", "A1") for value in fields.get(tag, ())]
-    return Entry(
+    entry = Entry(
         title=first("TI", "T1", "CT"), abstract=first("AB", "N2"),
         authors=tuple(name for name in names if name),
-        arxiv=find_arxiv(first("AN"), *urls, doi, venue, first("M3"), first("N1")),
         date=max(day(first("DA")), day(first("PY", "Y1")), key=len),
-        categories=tuple(fields.get("KW", ())), doi=doi,
-        venue="" if venue.lower().startswith("arxiv") else venue,
-        url=next((url for url in urls if url.lower().startswith("http")), ""),
-        sources=(f"file:{file}",),
+        categories=tuple(fields.get("KW", ())), doi=first("DO"),
+        venue=first("T2", "JO", "JF", "JA", "BT", "C3"),
     )  # fmt: skip
+    return reference(entry, file, urls, first("AN"), first("M3"), first("N1"))
 
 
 def _name(text: str) -> str:

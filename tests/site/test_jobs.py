@@ -95,7 +95,7 @@ def test_many_processes_never_run_two(database) -> None:
 def test_the_database_itself_refuses_a_second_running_row(jobs) -> None:
     for _ in range(2):
         jobs.add(JOB, 9)
-    with pytest.raises(EtudeError, match="contradicts"), jobs._database.begin() as connection:
+    with pytest.raises(EtudeError, match="contradicts"), jobs.database.begin() as connection:
         connection.execute(sa.update(JOBS).values(state="running"))
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import sqlalchemy as sa
 
 from etude.lab.database import NUMBER, meta_table
 
-__all__ = ["IMPORTS", "LISTS", "META", "PAPERS", "TABLES", "VERSION", "papers_url"]
+__all__ = ["IMPORTS", "LISTS", "META", "PAPERS", "TABLES", "VERSION", "papers_url", "wanted"]
 
 VERSION = 1
+
+
+def wanted(kind: Any, *names: str, index: bool | None = None) -> list[sa.Column[Any]]:
+    """Columns of one kind that always hold a value."""
+    return [sa.Column(name, kind, nullable=False, index=index) for name in names]
+
+
 TABLES = sa.MetaData()
 META = meta_table("papers", TABLES)
 PAPERS = sa.Table(
@@ -20,14 +28,14 @@ PAPERS = sa.Table(
     sa.Column("arxiv", sa.String, unique=True),  # None where there is none
     # a digest: the index of a title that normalization lengthens would break PostgreSQL's limit
     sa.Column("title_key", sa.String, nullable=False, index=True),
-    *(sa.Column(n, sa.Text, nullable=False) for n in ("title", "abstract", "authors")),
-    sa.Column("date", sa.String, nullable=False, index=True),
-    *(sa.Column(n, sa.Text, nullable=False) for n in ("categories", "doi", "venue", "url")),
-    sa.Column("votes", sa.BigInteger, nullable=False),
-    sa.Column("sources", sa.Text, nullable=False),
-    sa.Column("slug", sa.String, nullable=False, index=True),
-    sa.Column("added", sa.Double, nullable=False),
-    sa.Column("changed", sa.BigInteger, nullable=False, index=True),
+    *wanted(sa.Text, "title", "abstract", "authors"),
+    *wanted(sa.String, "date", index=True),
+    *wanted(sa.Text, "categories", "doi", "venue", "url"),
+    *wanted(sa.BigInteger, "votes"),
+    *wanted(sa.Text, "sources"),
+    *wanted(sa.String, "slug", index=True),
+    *wanted(sa.Double, "added"),
+    *wanted(sa.BigInteger, "changed", index=True),
 )  # fmt: skip
 LISTS = ("authors", "categories", "sources")  # columns of PAPERS that hold JSON
 IMPORTS = sa.Table(

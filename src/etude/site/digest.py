@@ -17,12 +17,11 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, timedelta
 from email.message import EmailMessage
 from typing import Any
-from weakref import WeakKeyDictionary
 
+from etude.core import EtudeError
 from etude.papers.entry import Entry
 from etude.papers.search.query import parse
 from etude.papers.search.words import EMPTY, split, stem, stems
-from etude.papers.store import Store
 from etude.site.facts import paper_facts
 from etude.site.guard import sign
 from etude.site.mail import compose
@@ -44,14 +43,10 @@ TITLES = 200  # further ones of which it shows the title
 MOST_AUTHORS = 6
 LEAD = 320  # characters of the first sentences
 
-_OPEN: WeakKeyDictionary[Store, Readers] = WeakKeyDictionary()
-
 
 def readers_of(site: Site) -> Readers:
     """The readers of a site, opened once."""
-    if site.store not in _OPEN:
-        _OPEN[site.store] = Readers(site.settings.database)
-    return _OPEN[site.store]
+    return Readers.of(site)
 
 
 def today() -> date:
@@ -76,7 +71,8 @@ def words_of(frequency: str, query: str) -> str:
 def news(site: Site, reader: Reader, day: date, known: dict[Any, list[Entry]]) -> list[Entry]:
     """The papers of a reader's days, most votes or best found first, sent before or not.
 
-    `known` keeps what was looked up, for the other readers of one round.
+    `known` keeps what was looked up, for the other readers of one round. A saved search that no
+    longer can be read finds nothing: it must not keep the mails of those who come after it.
     """
     first = max(reader.since, (day - timedelta(DAYS[reader.frequency])).isoformat())
     key = (first, reader.query, reader.frequency)
@@ -90,9 +86,12 @@ def news(site: Site, reader: Reader, day: date, known: dict[Any, list[Entry]]) -
 
 
 def _found(site: Site, reader: Reader, first: str, last: str) -> list[Entry]:
+    try:
+        wanted = telling(parse(reader.query).text)
+    except EtudeError:
+        return []
     most = MOST_FOUND[reader.frequency]
     best = site.finder.search(reader.query, 4 * most, first=first, last=last).entries
-    wanted = telling(parse(reader.query).text)
     return [entry for entry in best if answers(entry, wanted)][:most]
 
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from etude.core import EtudeError, cards
 from etude.core.card import FIDELITIES
+from etude.papers.about import commands
 from etude.papers.catalogue import Paper, papers
 from etude.papers.entry import Entry, entry_id
 from etude.papers.evidence import evidence, headline
@@ -116,9 +117,6 @@ def method_facts(key: str) -> dict[str, Any] | None:
     if card is None:
         return facts
     calls = signature(card)
-    verify = f"etude verify {card.slug}"
-    data = card.data[0] if card.data else "digits"
-    tried = [] if card.task == "experiment" else [f"etude try {card.slug} --data {data}"]
     return facts | {
         "import": f"from etude.{card.family} import {calls[0].split('(')[0]}",
         "signature": calls,
@@ -129,7 +127,7 @@ def method_facts(key: str) -> dict[str, Any] | None:
         "better": card.better,
         "published": card.published,
         "departs": list(card.departs),
-        "commands": [*tried, verify],
+        "commands": commands(card),
         "measured": _measured(key),
     }
 

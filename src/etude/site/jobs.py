@@ -18,12 +18,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from etude.core import EtudeError
-from etude.lab.database import NUMBER, Database, meta_table
-from etude.papers.tables import papers_url
+from etude.lab.database import NUMBER, meta_table
+from etude.papers.tables import wanted
+from etude.site.beside import Beside
 
 __all__ = ["LEASE_S", "OPEN", "Job", "Jobs", "QueueFullError"]
 
-VERSION = 1
 LEASE_S = 90.0  # longer than a writer of SQLite may wait for another one
 MOST_STARTS = 2
 OPEN = ("queued", "running")
@@ -33,16 +33,15 @@ JOBS = sa.Table(
     "trials_jobs", TABLES,
     sa.Column("number", NUMBER, primary_key=True),
     sa.Column("id", sa.String, nullable=False, unique=True),
-    sa.Column("state", sa.String, nullable=False),
-    *(sa.Column(n, sa.Text, nullable=False)
-      for n in ("paper", "method", "data", "folder", "file", "target", "missing")),
-    sa.Column("seeds", sa.BigInteger, nullable=False),
-    sa.Column("made_by", sa.String, nullable=False, index=True),
-    sa.Column("created", sa.Double, nullable=False),
+    *wanted(sa.String, "state"),
+    *wanted(sa.Text, "paper", "method", "data", "folder", "file", "target", "missing"),
+    *wanted(sa.BigInteger, "seeds"),
+    *wanted(sa.String, "made_by", index=True),
+    *wanted(sa.Double, "created"),
     *(sa.Column(n, sa.Double) for n in ("started", "finished")),
-    *(sa.Column(n, sa.BigInteger, nullable=False) for n in ("done", "total", "starts", "wish")),
-    *(sa.Column(n, sa.Text, nullable=False) for n in ("label", "message", "run", "owner")),
-    sa.Column("lease", sa.Double, nullable=False),
+    *wanted(sa.BigInteger, "done", "total", "starts", "wish"),
+    *wanted(sa.Text, "label", "message", "run", "owner"),
+    *wanted(sa.Double, "lease"),
     *(sa.Column(n, sa.Text) for n in ("result", "report")),
 )  # fmt: skip
 sa.Index(
@@ -107,22 +106,10 @@ COLUMNS = [JOBS.c[f.name] for f in fields(Job)]
 OTHER = JOBS.alias("other")  # the table again, in a condition on one of its rows
 
 
-class Jobs:
-    """The jobs in the database of the papers.
+class Jobs(Beside):
+    """The jobs in the database of the papers."""
 
-    Args:
-        url: as for ``etude.papers.store.Store``.
-
-    Raises:
-        EtudeError: the database cannot be opened; so does every method where it fails.
-    """
-
-    def __init__(self, url: str | None = None) -> None:
-        self._database = Database(papers_url(url), TABLES, version=VERSION, what="the trials")
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self._database.close()
+    tables, what = TABLES, "the trials"
 
     def add(self, job: Job, most: int) -> Job:
         """Let the job wait; the same job with its id.
@@ -135,7 +122,7 @@ class Jobs:
         facts |= {"owner": "", "lease": 0.0}
         waiting = sa.select(sa.func.count()).where(OTHER.c.state == "queued").scalar_subquery()
         row = sa.select(*(sa.literal(v, JOBS.c[n].type) for n, v in facts.items()))
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             new = sa.insert(JOBS).from_select(list(facts), row.where(waiting < most))
             if connection.execute(new.returning(JOBS.c.id)).one_or_none() is None:
                 raise QueueFullError(
@@ -160,7 +147,7 @@ class Jobs:
         before = sa.or_(
             JOBS.c.state == "running", sa.and_(JOBS.c.state == "queued", JOBS.c.number < mine)
         )
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             query = sa.select(sa.func.count()).where(before, JOBS.c.id != job.id)
             return int(connection.execute(query).scalar_one())
 
@@ -190,7 +177,7 @@ class Jobs:
             .returning(*COLUMNS)
         )  # fmt: skip
         try:
-            with self._database.begin() as connection:
+            with self.database.begin() as connection:
                 row = connection.execute(change).mappings().one_or_none()
         except EtudeError as error:
             if "contradicts" in str(error):  # the unique index: another process was quicker
@@ -207,7 +194,7 @@ class Jobs:
             facts |= dict(zip(("done", "total", "label"), progress, strict=True))
             facts["label"] = str(facts["label"])[:200]
         change = self._mine(job_id, owner).values(facts).returning(JOBS.c.wish)
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             wish = connection.execute(change).scalar_one_or_none()
         return None if wish is None else not wish
 
@@ -219,13 +206,13 @@ class Jobs:
         text = None if result is None else json.dumps(result)
         facts = {"state": state, "message": message[:1000], "run": run, "finished": time.time()}
         change = self._mine(job_id, owner).values(**facts, result=text, report=report)
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             return bool(connection.execute(change).rowcount)
 
     def release(self, job_id: str, owner: str) -> None:
         """Let the job wait again, as if it had not been begun: the site is going down in order."""
         facts = {"state": "queued", "owner": "", "starts": JOBS.c.starts - 1}
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             connection.execute(self._mine(job_id, owner).values(facts))
 
     def ask_stop(self, job_id: str, made_by: str) -> bool:
@@ -234,13 +221,13 @@ class Jobs:
         ended = {"state": "stopped", "finished": time.time(), "message": "stopped by its reader"}
         waits = sa.update(JOBS).where(*mine, JOBS.c.state == "queued").values(ended)
         runs = sa.update(JOBS).where(*mine, JOBS.c.state == "running").values(wish=1)
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             return any([connection.execute(waits).rowcount, connection.execute(runs).rowcount])
 
     def idle(self) -> bool:
         """Whether there is nothing to claim or to recover; it only reads."""
         query = sa.select(sa.func.count()).where(JOBS.c.state.in_(OPEN))
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             return connection.execute(query).scalar_one() == 0
 
     def recover(self, gone: Callable[[str], bool] = lambda owner: False) -> list[Job]:
@@ -249,7 +236,7 @@ class Jobs:
         A process is gone where its lease has run out, or where `gone` says it of the owner.
         """
         query = sa.select(JOBS.c.owner).where(JOBS.c.state == "running")
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             dead = [str(name) for (name,) in connection.execute(query) if gone(str(name))]
         late = sa.or_(JOBS.c.lease < time.time(), JOBS.c.owner.in_(dead))
         left = sa.and_(JOBS.c.state == "running", late)
@@ -265,7 +252,7 @@ class Jobs:
         again = sa.update(JOBS).where(left, ~wished).values(
             state="queued", owner="", label="waits again: the site was started anew"
         )  # fmt: skip
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             ended = [Job(**row) for row in connection.execute(over).mappings()]
             connection.execute(again)
         return ended
@@ -276,11 +263,11 @@ class Jobs:
         )
 
     def _read(self, query: sa.Select[Any]) -> list[Job]:
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             return [Job(**row) for row in connection.execute(query).mappings()]
 
     def _text(self, job_id: str, column: str) -> str | None:
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             query = sa.select(JOBS.c[column]).where(JOBS.c.id == job_id)
             found = connection.execute(query).scalar_one_or_none()
             return None if found is None else str(found)

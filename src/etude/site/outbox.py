@@ -74,7 +74,9 @@ class Outbox:
             return connection.execute(query).first() is not None
 
     def take(self, reader: Reader, issue: str, papers: Sequence[str]) -> Mail | None:
-        """A new mail, taken; None where the issue's mail exists or no paper is left for it."""
+        """A new mail, taken; None where the issue's mail exists, no paper is left for it, or the
+        reader has ended it since.
+        """
         now = time.time()
         row = {
             "reader": reader.number, "issue": issue, "papers": "[]", "state": "sending",
@@ -84,7 +86,8 @@ class Outbox:
         insert = self.database.insert
         with self.database.begin() as connection:
             put = insert(MAILS).values(row).on_conflict_do_nothing().returning(MAILS.c.issue)
-            if connection.execute(put).first() is None:
+            wants = sa.select(READERS.c.number).where(*self._wants(reader.number))
+            if connection.execute(wants).first() is None or connection.execute(put).first() is None:
                 return None
             fresh: set[str] = set()
             for start in range(0, len(rows), CHUNK):
@@ -134,15 +137,16 @@ class Outbox:
         yield from map(_mail, rows)
 
     def renew(self, mail: Mail) -> bool:
-        """Take the mail for another lease; False where it is ours no more."""
-        return self._settle(mail, "sending", time.time() + self.lease)
+        """Take the mail for another lease; False where it is ours or wanted no more."""
+        wanted = sa.exists().where(*self._wants(mail.reader.number))
+        return self._settle(mail, "sending", time.time() + self.lease, wanted)
 
     def settle(self, mail: Mail, state: str) -> None:
         """Say what became of a mail: sent, later or refused."""
         self._settle(mail, state, time.time())
 
-    def _settle(self, mail: Mail, state: str, until: float) -> bool:
-        ours = (MAILS.c.owner == self.owner, MAILS.c.state == "sending")
+    def _settle(self, mail: Mail, state: str, until: float, *more: sa.ColumnElement[bool]) -> bool:
+        ours = (MAILS.c.owner == self.owner, MAILS.c.state == "sending", *more)
         change = sa.update(MAILS).where(*self._is(mail.reader.number, mail.issue), *ours)
         with self.database.begin() as connection:
             done = connection.execute(change.values(state=state, until=until)).rowcount
@@ -168,6 +172,10 @@ class Outbox:
     @staticmethod
     def _is(reader: int, issue: str) -> tuple[sa.ColumnElement[bool], ...]:
         return MAILS.c.reader == reader, MAILS.c.issue == issue
+
+    @staticmethod
+    def _wants(reader: int) -> tuple[sa.ColumnElement[bool], ...]:
+        return READERS.c.number == reader, READERS.c.state == "confirmed"
 
     @staticmethod
     def _open(frequency: str | None) -> sa.Select[Any]:

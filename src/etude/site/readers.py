@@ -19,12 +19,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from etude.core import require
-from etude.lab.database import NUMBER, Database, meta_table
-from etude.papers.tables import papers_url
+from etude.lab.database import NUMBER, meta_table
+from etude.papers.tables import wanted
+from etude.site.beside import Beside
 
 __all__ = ["FREQUENCIES", "MAILS", "READERS", "SENT", "Choice", "Reader", "Readers", "check"]
 
-VERSION = 1
 FREQUENCIES = ("daily", "weekly")
 LONGEST_QUERY = 300
 TOKEN_S = 2 * 86_400  # how long a choice can be confirmed
@@ -38,37 +38,30 @@ META = meta_table("readers", TABLES)
 CHOICES = sa.Table(
     "readers_choices", TABLES,
     sa.Column("nonce", sa.String, primary_key=True),
-    sa.Column("address", sa.String, nullable=False),
-    sa.Column("mailbox", sa.String, nullable=False, index=True),
-    sa.Column("network", sa.String, nullable=False, index=True),
-    sa.Column("frequency", sa.String, nullable=False),
-    sa.Column("query", sa.Text, nullable=False),
-    sa.Column("state", sa.String, nullable=False, index=True),
-    sa.Column("until", sa.Double, nullable=False),
-    sa.Column("at", sa.Double, nullable=False, index=True),
+    *wanted(sa.String, "address", "frequency"),
+    *wanted(sa.String, "mailbox", "network", "state", index=True),
+    *wanted(sa.Text, "query"),
+    *wanted(sa.Double, "until"),
+    *wanted(sa.Double, "at", index=True),
 )  # fmt: skip
 READERS = sa.Table(
     "readers", TABLES,
     sa.Column("number", NUMBER, primary_key=True),
-    sa.Column("key", sa.String, nullable=False, unique=True),
-    sa.Column("mailbox", sa.String, nullable=False, unique=True),
-    sa.Column("address", sa.String, nullable=False),
-    sa.Column("frequency", sa.String, nullable=False),
-    sa.Column("query", sa.Text, nullable=False),
-    sa.Column("state", sa.String, nullable=False),
-    sa.Column("since", sa.String, nullable=False),  # papers of earlier days are not sent
-    sa.Column("bounces", sa.Integer, nullable=False),
-    sa.Column("at", sa.Double, nullable=False),
+    *(sa.Column(name, sa.String, nullable=False, unique=True) for name in ("key", "mailbox")),
+    *wanted(sa.String, "address", "frequency", "state"),
+    *wanted(sa.String, "since"),  # papers of earlier days are not sent
+    *wanted(sa.Text, "query"),
+    *wanted(sa.Integer, "bounces"),
+    *wanted(sa.Double, "at"),
 )  # fmt: skip
 MAILS = sa.Table(
     "readers_mails", TABLES,
     sa.Column("reader", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("issue", sa.String, primary_key=True),
-    sa.Column("papers", sa.Text, nullable=False),
-    sa.Column("state", sa.String, nullable=False, index=True),
-    sa.Column("owner", sa.String, nullable=False),
-    sa.Column("until", sa.Double, nullable=False),
-    sa.Column("at", sa.Double, nullable=False),
+    *wanted(sa.Text, "papers"),
+    *wanted(sa.String, "state", index=True),
+    *wanted(sa.String, "owner"),
+    *wanted(sa.Double, "until", "at"),
 )  # fmt: skip
 SENT = sa.Table(
     "readers_papers", TABLES,
@@ -101,22 +94,10 @@ class Reader:
     since: str
 
 
-class Readers:
-    """The readers in a database.
+class Readers(Beside):
+    """The readers in a database."""
 
-    Args:
-        url: as of ``Store``.
-
-    Raises:
-        EtudeError: the database cannot be used; so does every method.
-    """
-
-    def __init__(self, url: str | None) -> None:
-        self.database = Database(papers_url(url), TABLES, version=VERSION, what="the readers")
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self.database.close()
+    tables, what = TABLES, "the readers"
 
     def wait_of(self, network: str) -> float:
         """Seconds until this network address may ask again, 0 if it may now."""
@@ -220,8 +201,11 @@ class Readers:
         """No more mail to the reader of this key; twice is as good as once."""
         self._stop(READERS.c.key == key)
 
-    def decline(self, nonce: str) -> None:
-        """No more mail to the address of this choice, which can no more be confirmed."""
+    def decline(self, nonce: str) -> bool:
+        """No more mail to the address of this choice, which can no more be confirmed.
+
+        False where the choice was forgotten: nobody knows then whose it was.
+        """
         address = sa.select(CHOICES.c.address).where(CHOICES.c.nonce == nonce)
         with self.database.begin() as connection:
             found = connection.execute(address).scalar_one_or_none()
@@ -229,11 +213,17 @@ class Readers:
             connection.execute(used)
         if found is not None:
             self._stop(READERS.c.mailbox == found.lower())
+        return found is not None
 
     def _stop(self, where: sa.ColumnElement[bool]) -> None:
+        """End it, and call off the mails that are not sent yet, also one that is in hand."""
         change = sa.update(READERS).where(where).values(state="unsubscribed")
+        whose = sa.select(READERS.c.number).where(where)
+        open_ = MAILS.c.state.in_(("sending", "later"))
+        void = sa.update(MAILS).where(MAILS.c.reader.in_(whose), open_).values(state="refused")
         with self.database.begin() as connection:
             connection.execute(change)
+            connection.execute(void)
 
     def confirmed(self, frequency: str) -> Iterator[Reader]:
         """The readers that get mail at this frequency, read in pieces."""
@@ -262,8 +252,14 @@ class Readers:
             return bool(connection.execute(put.returning(META.c.value)).first())
 
     def forget(self) -> int:
-        """Remove old choices, so that no address is kept that never said yes; how many."""
-        old = sa.delete(CHOICES).where(CHOICES.c.at < time.time() - KEPT_S)
+        """Remove old choices, so that no address is kept that never said yes; how many.
+
+        Those of readers who still get mail stay: the link in their first mail must end it.
+        """
+        get_mail = sa.select(READERS.c.mailbox).where(READERS.c.state == "confirmed")
+        old = sa.delete(CHOICES).where(
+            CHOICES.c.at < time.time() - KEPT_S, sa.func.lower(CHOICES.c.address).not_in(get_mail)
+        )
         with self.database.begin() as connection:
             return int(connection.execute(old).rowcount)
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from etude.lab.database import Database, meta_table
-from etude.papers.store import Store
-from etude.papers.tables import papers_url
+from etude.lab.database import meta_table
+from etude.site.beside import Beside
 from etude.site.guard import limit, reader
 from etude.site.state import Site
 
 __all__ = ["Votes", "router", "votes"]
 
-VERSION = 1
 DAY_S = 86_400.0
 RATE = "30/minute"  # votes of one address of the network
 NEW_READERS = "30/hour"  # readers without a cookie that vote from one address
@@ -38,22 +35,10 @@ VOTES = sa.Table(
 )  # fmt: skip
 
 
-class Votes:
-    """The votes in a database.
+class Votes(Beside):
+    """The votes in a database."""
 
-    Args:
-        url: as of ``Store``.
-
-    Raises:
-        EtudeError: the database cannot be used; so does every method.
-    """
-
-    def __init__(self, url: str | None) -> None:
-        self.database = Database(papers_url(url), TABLES, version=VERSION, what="the votes")
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self.database.close()
+    tables, what = TABLES, "the votes"
 
     def toggle(self, paper: str, name: str) -> bool:
         """Vote for a paper, or take the vote back; whether it stands now."""
@@ -94,14 +79,9 @@ def _counted(connection: sa.Connection, where: sa.ColumnElement[bool]) -> dict[s
     return {str(paper): int(n) for paper, n in connection.execute(query)}
 
 
-_OPEN: WeakKeyDictionary[Store, Votes] = WeakKeyDictionary()
-
-
 def votes(site: Site) -> Votes:
     """The votes of a site, opened once."""
-    if site.store not in _OPEN:
-        _OPEN[site.store] = Votes(site.settings.database)
-    return _OPEN[site.store]
+    return Votes.of(site)
 
 
 def local_path(text: str, default: str) -> str:

@@ -9,8 +9,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import time_machine
 from postbox import crowd, publish, subscribe
 
+from etude.site import sending
 from etude.site.digest import issue_of, readers_of, today
 from etude.site.outbox import Outbox
 from etude.site.sending import send
@@ -140,3 +142,63 @@ def test_a_sender_that_lost_its_mail_lets_go(mailing_site, inbox) -> None:
     assert quick.unsent(reader, [*ids, "new"]) == ["new"]
     assert slow.take(reader, "2000-01-01", ids) is None  # every paper is in a mail already
     assert not slow.has(reader, "2000-01-01")
+
+
+def test_who_ends_it_while_a_round_goes_on_gets_no_more(mailing_site, inbox) -> None:
+    """Also the one whose mail is in hand, of which only the text is missing."""
+    site, readers = mailing_site, readers_of(mailing_site)
+    publish(site, "A paper")
+    keys = [subscribe(site, f"reader{i}@example.org").key for i in range(4)]
+    real, once = inbox.handle_RCPT, []
+
+    async def leave(*facts):
+        if not once:
+            once.append(facts)
+            for key in (keys[0], keys[2]):
+                readers.unsubscribe(key)
+        return await real(*facts)
+
+    inbox.handle_RCPT = leave
+    assert send(site).sent == 2
+    assert inbox.to == ["reader1@example.org", "reader3@example.org"]
+    outbox = Outbox(readers.database, "x", 60.0)
+    subscribe(site, "reader0@example.org")
+    assert list(outbox.open_mails(None)) == []  # what was called off does not come later
+
+
+def test_a_mail_that_cannot_be_made_keeps_no_other(mailing_site, inbox, monkeypatch) -> None:
+    site = mailing_site
+    publish(site, "A paper")
+    everyone = crowd(site, 3)
+    real, real_ask = sending.digest_mail, sending.confirm_mail
+    readers_of(site).ask("odd@example.org", "daily", "", "net")
+    readers_of(site).ask("even@example.org", "daily", "", "net")
+
+    def broken(site, mail, entries):
+        if mail.reader.address == everyone[0]:
+            raise ValueError("an odd header")
+        return real(site, mail, entries)
+
+    def broken_ask(site, choice, at):
+        if choice.address == "odd@example.org":
+            raise ValueError("an odd header")
+        return real_ask(site, choice, at)
+
+    monkeypatch.setattr(sending, "digest_mail", broken)
+    monkeypatch.setattr(sending, "confirm_mail", broken_ask)
+    report = send(site)
+    assert (report.confirmations, report.sent, report.later, report.problem) == (1, 2, 1, "")
+    assert inbox.to == ["even@example.org", *everyone[1:]]
+    with time_machine.travel(time.time() + 6 * 86_400):
+        assert send(site).refused == 1  # given up, as one that a server puts off
+    assert send(site) == sending.Report()
+
+
+def test_a_search_that_can_no_longer_be_read_keeps_no_other(mailing_site, inbox) -> None:
+    site = mailing_site
+    publish(site, "A paper")
+    odd = subscribe(site, "odd@example.org")
+    readers_of(site).change(odd.key, "daily", "-only -minus")
+    subscribe(site, "ada@example.org")
+    assert send(site).sent == 1
+    assert inbox.to == ["ada@example.org"]

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from fastapi.testclient import TestClient
 from postbox import ADA, HTML, everyone, make_client, sign_up
 
 from etude.core import EtudeError
+from etude.site import subscribe
 from etude.site.app import make_app
 from etude.site.digest import readers_of
 from etude.site.guard import sign
@@ -250,3 +252,41 @@ def test_hostile_choices_are_refused_below_the_page(readers) -> None:
         readers.ask(ADA, "hourly", "", "net")
     with pytest.raises(EtudeError, match="on one line"):
         readers.ask(ADA, "daily", "a\nb", "net")
+
+
+def test_a_mail_server_that_hangs_holds_one_thread(mailing_site, monkeypatch) -> None:
+    """Those who come while it hangs go on, and what they asked for is looked at after it."""
+    begun, go_on, looks = threading.Event(), threading.Event(), []
+
+    def hang(site, *, digests):
+        looks.append(digests)
+        begun.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(subscribe, "send", hang)
+    deliveries = subscribe.Deliveries(mailing_site)
+    first = threading.Thread(target=deliveries.send)
+    first.start()
+    assert begun.wait(60)
+    for _ in range(3):
+        deliveries.send()
+    assert looks == [False]
+    go_on.set()
+    first.join(60)
+    assert looks == [False, False]
+    deliveries.send()
+    assert looks == [False] * 3
+
+
+def test_the_link_of_the_first_mail_ends_it_years_later_too(client, readers, inbox) -> None:
+    client.post("/subscribe", data={"email": "never@example.org"})
+    void = inbox.link("unsubscribe")
+    sign_up(client, inbox)
+    link = inbox.link("unsubscribe")
+    with time_machine.travel(time.time() + 400 * DAY):
+        assert readers.forget() == 1  # the one that was never confirmed
+        assert "was forgotten" in client.post(void).text
+        assert list(everyone(readers)) == [ADA]
+        assert "gets no more mail" in client.post(link).text
+        assert everyone(readers) == {}
+        assert readers.forget() == 1

@@ -17,6 +17,7 @@ the text is missing; who finds it taken by another lets go.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ PAUSE_S = 60.0  # before a confirmation that was put off is tried again
 GIVE_UP_S = 5 * 86_400  # how long a mail is tried that the server puts off, as mail servers do
 MOST_BREAKS = 2  # of the connection one after the other, then the round ends
 Tell = Callable[[int, int], None]
+log = logging.getLogger("etude.site")
 
 
 @dataclass
@@ -152,6 +154,10 @@ class _Round:
             except _GoneError:
                 self.readers.settle_choice(choice.nonce, "waiting", 0.0)
                 raise
+            except Exception:
+                log.exception("a confirmation that cannot be made")
+                self.readers.settle_choice(choice.nonce, "refused")
+                continue
             if refused is None:
                 self.readers.settle_choice(choice.nonce, "sent")
                 self.report.confirmations += 1
@@ -201,6 +207,10 @@ class _Round:
             self.outbox.settle(mail, "later")
             self.report.later += 1
             raise
+        except Exception as error:
+            # One mail that cannot be made must not keep those behind it, at each round again.
+            log.exception("a digest that cannot be made")
+            refused = Refusal(False, False, type(error).__name__)
         if refused is None:
             self.outbox.settle(mail, "sent")
             self.report.sent += 1

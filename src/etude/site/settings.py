@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from etude.core import EtudeError
 
+LEAST_SECRET = 16  # characters; a shorter one is found by trying
+WRITING_S = 2.0  # that another process may take to write the secret it has just made
 __all__ = ["Settings"]
 
 
@@ -32,6 +35,9 @@ class Settings:
         mail_from: the address of the digest's sender (ETUDE_MAIL_FROM).
         proxies: how many proxies in front are trusted to tell the reader's address.
         index: ``milvus://host:19530`` of a server that searches among the vectors, or "".
+
+    Raises:
+        EtudeError: a secret that can be guessed.
     """
 
     database: str | None = None
@@ -52,11 +58,18 @@ class Settings:
     proxies: int = 0
     index: str = field(default="", repr=False)  # a password may be in it
 
+    def __post_init__(self) -> None:
+        if self.secret and len(self.secret) < LEAST_SECRET:
+            raise EtudeError(
+                f"ETUDE_SECRET must have at least {LEAST_SECRET} characters: make one with "
+                "openssl rand -hex 32, or leave it out"
+            )
+
     def key(self) -> str:
         """The secret; without one in the environment, that of `folder`, made at first use.
 
         Raises:
-            EtudeError: the folder cannot be written.
+            EtudeError: the folder cannot be written, or its secret was never written whole.
         """
         if self.secret:
             return self.secret
@@ -66,11 +79,27 @@ class Settings:
             try:
                 handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             except FileExistsError:
-                return path.read_text(encoding="ascii").strip()
+                return _written(path)
             with os.fdopen(handle, "w", encoding="ascii") as file:
                 file.write(secrets.token_hex(32))
-            return path.read_text(encoding="ascii").strip()
+            return _written(path)
         except OSError as error:
             raise EtudeError(
                 f"{path}: the site's secret cannot be kept: {error.strerror}"
             ) from None
+
+
+def _written(path: Path) -> str:
+    """The secret of a file, once whoever made it has written it.
+
+    An empty one must never be taken: everybody could sign with it.
+    """
+    end = time.monotonic() + WRITING_S
+    while len(found := path.read_text(encoding="ascii", errors="replace").strip()) < LEAST_SECRET:
+        if time.monotonic() > end:
+            raise EtudeError(
+                f"{path} holds no whole secret: delete it; the site makes a new one, and links of "
+                "earlier mails work no more"
+            )
+        time.sleep(0.02)
+    return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from datetime import timedelta
+from threading import Event, Lock
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Form, HTTPException, Query, Request
@@ -30,17 +31,31 @@ __all__ = ["router"]
 MANAGE_S = 180 * 86_400  # how long the link to change a choice works
 RATE = "60/minute"  # pages of links opened from one address of the network
 SAID = "If this address can get mail, one is on its way to it: open it and press its button."
+FORGOTTEN = "This request was forgotten. A mail that still comes has a link of its own at its end."
 PRIVATE = {"Cache-Control": "no-store", "X-Robots-Tag": "noindex"}
 Words = Annotated[str, Query(alias="q", max_length=LONGEST_QUERY)]
 Text = Annotated[str, Form(max_length=LONGEST_QUERY)]
 
 
-def deliver_waiting(site: Site) -> None:
-    """Send the confirmations that wait; what cannot be sent now waits for the next round."""
-    try:
-        send(site, digests=False)
-    except EtudeError:
-        return  # a broken setting or a server away: the digest's next round tells it
+class Deliveries:
+    """The confirmations that wait, sent by one thread: those that answer readers must not all
+    wait for a mail server that hangs. Who comes meanwhile leaves the wish that it looks once more.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.site, self._wish, self._turn = site, Event(), Lock()
+
+    def send(self) -> None:
+        """Send what waits; what cannot be sent now waits for the next round."""
+        self._wish.set()
+        while self._wish.is_set() and self._turn.acquire(blocking=False):
+            try:
+                self._wish.clear()
+                send(self.site, digests=False)
+            except EtudeError:
+                pass  # a broken setting or a server away: the digest's next round tells it
+            finally:
+                self._turn.release()
 
 
 def read_query(text: str) -> str:
@@ -72,6 +87,7 @@ def network_of(site: Site, request: Request) -> str:
 def router(site: Site) -> APIRouter:
     """The routes of subscribing; they are forms, described only where programs use them."""
     routes, readers = APIRouter(tags=["subscribe"]), readers_of(site)
+    deliveries = Deliveries(site)
 
     def shown(request: Request, name: str, status: int = 200, **facts: Any) -> HTMLResponse:
         page = site.page(request, name, status=status, **facts)
@@ -122,7 +138,7 @@ def router(site: Site) -> APIRouter:
                 problem=str(error), mails=True,
             )  # fmt: skip
         readers.ask(to, frequency, wanted, network)
-        after.add_task(deliver_waiting, site)
+        after.add_task(deliveries.send)
         if html:
             page = shown(request, "subscribed.html", 202, title="One more step", said=SAID)
             page.background = after
@@ -160,7 +176,10 @@ def router(site: Site) -> APIRouter:
     @routes.post("/unsubscribe/{token}", include_in_schema=False)
     def unsubscribe(request: Request, token: str) -> HTMLResponse:
         kind, name = opened(request, "unsubscribe", token, None)
-        (readers.unsubscribe if kind == "reader" else readers.decline)(str(name))
+        if kind == "reader":
+            readers.unsubscribe(str(name))
+        elif not readers.decline(str(name)):
+            return shown(request, "subscribed.html", title="An old link", said=FORGOTTEN)
         return shown(
             request, "subscribed.html", title="No more mail",
             said="This address gets no more mail from here.",

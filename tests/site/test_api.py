@@ -224,6 +224,18 @@ def test_the_memory_is_bounded():
     asyncio.run(main())
 
 
+def test_a_kept_page_is_of_its_whole_address():
+    """A path may hold a question mark: its page must not be taken for that of a query."""
+    _, client, calls = fresh(lambda s: s["path"].encode() + b" " + s["query_string"], lambda: 1)
+
+    async def main():
+        for path, said in (("/papers/x%3Fa", "/papers/x?a "), ("/papers/x?a?", "/papers/x a?")):
+            assert (await client.get(path)).text == said
+        assert len(calls) == 2
+
+    asyncio.run(main())
+
+
 def test_pages_are_sent_packed_to_those_who_read_that(client):
     plain = client.get("/", headers={"accept-encoding": "identity"})
     with client.stream("GET", "/", headers={"accept-encoding": "gzip"}) as packed:

@@ -10,6 +10,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
 
 from etude.core import EtudeError
+from etude.site import settings as module
 from etude.site.guard import HEADERS, Guard, address, limit, read, reader, sign
 from etude.site.settings import Settings
 
@@ -242,3 +243,39 @@ def asked(client, *forwarded):
 def test_the_address_is_what_trusted_hops_saw(tmp_path, proxies, client, forwarded, expected):
     site = make_site(tmp_path, proxies=proxies)
     assert address(site, asked((client, 1), *forwarded)) == expected
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "["}, {"Host": "[::1"}, {"Origin": "http://["}, {"Origin": "http://[x]:y/"}],
+)
+def test_an_address_that_cannot_be_read_is_refused(site, headers) -> None:
+    answer = make_client(site).post("/change", headers=headers)
+    assert answer.status_code == 403
+    assert HEADERS.items() <= dict(answer.headers).items()
+
+
+def test_a_secret_that_can_be_guessed_is_refused(tmp_path) -> None:
+    with pytest.raises(EtudeError, match="ETUDE_SECRET must have at least 16") as caught:
+        make_site(tmp_path, secret="geheim")
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_secret_that_was_not_written_signs_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "WRITING_S", 0.05)
+    (tmp_path / "secret").write_text("")
+    with pytest.raises(EtudeError, match="holds no whole secret: delete it"):
+        sign(make_site(tmp_path), "confirm", 1)
+
+
+def test_a_secret_that_another_process_is_writing_is_waited_for(tmp_path, monkeypatch) -> None:
+    path, looks = tmp_path / "secret", []
+    path.write_text("")
+
+    def write(seconds: float) -> None:
+        looks.append(seconds)
+        path.write_text("k" * 64)
+
+    monkeypatch.setattr(module.time, "sleep", write)
+    assert make_site(tmp_path).settings.key() == "k" * 64
+    assert len(looks) == 1

@@ -85,7 +85,8 @@ class Fresh:
 
     async def _answer(self, stamp: str, scope: Scope, receive: Receive, send: Send) -> None:
         fades = str(int(time.time() / DECAY_S)) if "trending" in scope["path"] else ""
-        address = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"
+        # A path may hold a question mark, written %3F, but no zero byte: the guard refuses it.
+        address = f"{scope['path']}\0{scope['query_string'].decode('latin-1')}"
         key = (address, stamp + fades)
         tag = 'W/"' + hashlib.sha256("\0".join(key).encode()).hexdigest()[:24] + '"'
         asked = Headers(scope=scope)

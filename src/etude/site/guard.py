@@ -120,7 +120,7 @@ def forged(scope: Scope, settings: Settings) -> tuple[int, str] | None:
         known = fetch_site in ("same-origin", "none")
     else:
         places = (host, urlsplit(settings.base_url).netloc.lower())
-        known = origin is None or urlsplit(origin.lower()).netloc in places
+        known = origin is None or _netloc(origin.lower()) in places
     return None if known else (403, "refused: the form was sent from another site's page")
 
 
@@ -128,11 +128,21 @@ def _own(host: str, settings: Settings) -> bool:
     """Whether a name can be ours: no foreign domain that was pointed at this machine."""
     try:
         name = urlsplit("//" + host).hostname or ""
+    except ValueError:  # such as a bracket that is not closed
+        return False
+    try:
         ipaddress.ip_address(name)
     except ValueError:
         wanted = urlsplit(settings.base_url).hostname
         return bool(host) and ("." not in name or name == wanted or name.endswith(".localhost"))
     return True
+
+
+def _netloc(address: str) -> str:
+    try:
+        return urlsplit(address).netloc
+    except ValueError:
+        return ""
 
 
 def too_large(scope: Scope) -> tuple[int, str] | None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -40,6 +41,7 @@ LONGEST_TARGET = 200
 MISSING = ("error", "drop", "median")
 UPLOAD_S = 180.0  # that a file may take to come in
 AT_ONCE, LOOKS = 8, 2  # forms that come in, and data looked at, in one process at a time
+EACH = 2  # of those forms from one address: slow ones of one reader must not keep out the others
 FIELDS = ("data", "target", "seeds", "missing")
 OFF = (
     "Trials are off on this site. Who runs it can switch them on: "
@@ -190,6 +192,7 @@ def router(site: Site) -> APIRouter:
     jobs = Jobs(site.settings.database)
     worker = Worker(site.settings, jobs)
     gate, looks = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(LOOKS)
+    doors: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -257,8 +260,8 @@ def router(site: Site) -> APIRouter:
         from etude.site.app import wants_json
 
         bearer = _bearer(request)
+        limit(site, request, "try", RATE)  # first: a wrong token counts too
         _must_allow(site, request, bearer)
-        limit(site, request, "try", RATE)
         entry, card = await run_in_threadpool(of, name)
         words: dict[str, str] = {}
         try:
@@ -267,7 +270,8 @@ def router(site: Site) -> APIRouter:
                     f"{card.slug} answers no task on a file; etude verify {card.slug} runs its "
                     "own experiment"
                 )
-            async with gate:
+            door = doors.setdefault(address(site, request), asyncio.Semaphore(EACH))
+            async with door, gate:
                 form = await read(request)
                 try:
                     words = _words(form)

@@ -106,9 +106,10 @@ def _watch(
         process.stdin.write(json.dumps(dict(words)).encode() + b"\n")
         process.stdin.flush()
     output, read, end = process.stdout.fileno(), bytearray(), time.monotonic() + limits.seconds
+    poller = select.poll()  # select.select fails where a thousand files are open
+    poller.register(output, select.POLLIN)
     while True:
-        ready, _, _ = select.select([output], [], [], LOOK_S)
-        piece = os.read(output, 1 << 16) if ready else None
+        piece = os.read(output, 1 << 16) if poller.poll(1000 * LOOK_S) else None
         if piece == b"":
             raise BrokenLimitError(_ended(process))
         read += piece or b""

@@ -1,8 +1,10 @@
 """Shared set-up of the site's tests: papers of one's own, a mail server, a whole app."""
 
 import pytest
-from aiosmtpd.controller import Controller
-from postbox import Inbox, make_client
+from postbox import Inbox, Server, make_client
+from trying import settings_in
+
+from etude.lab.database import Database
 
 
 @pytest.fixture(autouse=True)
@@ -14,14 +16,44 @@ def own_papers(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def closed_databases(monkeypatch):
+    """What a test opened is closed after it: hundreds of sites would use up the open files."""
+    opened, start = [], Database.__init__
+
+    def remember(self, *args, **options):
+        start(self, *args, **options)
+        opened.append(self)
+
+    monkeypatch.setattr(Database, "__init__", remember)
+    yield
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Of a site that lets readers try methods."""
+    return settings_in(tmp_path)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Files are looked at, but no trial runs: the thread finds nothing to do."""
+    from etude.site.jobs import Jobs
+
+    monkeypatch.setattr(Jobs, "idle", lambda self: True)
+
+
 @pytest.fixture
 def inbox():
     """A running mail server."""
     made = Inbox()
-    controller = Controller(made, hostname="127.0.0.1", port=made.port)
-    controller.start()
+    server = Server(made)
+    made.port = server.port
+    server.start()
     yield made
-    controller.stop()
+    server.stop()
 
 
 @pytest.fixture

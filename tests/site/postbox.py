@@ -5,6 +5,7 @@ import socket
 from datetime import timedelta
 from email import message_from_bytes, policy
 
+from aiosmtpd.controller import Controller
 from fastapi.testclient import TestClient
 
 from etude.papers.entry import Entry
@@ -23,8 +24,7 @@ class Inbox:
 
     def __init__(self):
         self.mails, self.senders = [], []
-        self.answers, self.data, self.sender = {}, "", ""
-        self.port = free_port()
+        self.answers, self.data, self.sender, self.port = {}, "", "", 0
 
     async def handle_MAIL(self, server, session, envelope, address, options):  # noqa: N802
         if self.sender:
@@ -64,6 +64,19 @@ class Inbox:
         """The path of the last mail's link that holds this word."""
         found = re.search(rf"https://etude\.example(/{word}/\S+)", self.text(number))
         return found[1]
+
+
+class Server(Controller):
+    """A mail server on a port that is taken from the start: nobody comes between."""
+
+    def __init__(self, handler, **how):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        super().__init__(handler, "127.0.0.1", self.listener.getsockname()[1], **how)
+
+    def _create_server(self):
+        return self.loop.create_server(
+            self._factory_invoker, sock=self.listener, ssl=self.ssl_context
+        )
 
 
 def free_port():

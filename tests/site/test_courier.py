@@ -9,9 +9,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
-from postbox import free_port
+from postbox import Server, free_port
 
 from etude.core import EtudeError
 from etude.papers.entry import Entry
@@ -143,15 +142,12 @@ def login(server, session, envelope, mechanism, data):
 
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
 def test_tls_is_used_where_it_is_offered(site, certificate, scheme) -> None:
-    keeper, port = Keeper(), free_port()
+    keeper = Keeper()
     how = {"ssl_context": certificate} if scheme == "smtps" else {"tls_context": certificate}
-    controller = Controller(
-        keeper, hostname="127.0.0.1", port=port, authenticator=login,
-        auth_require_tls=scheme == "smtp", **how,
-    )  # fmt: skip
+    controller = Server(keeper, authenticator=login, auth_require_tls=scheme == "smtp", **how)
     controller.start()
     try:
-        url = f"{scheme}://ada:p%40ss%20word@127.0.0.1:{port}"
+        url = f"{scheme}://ada:p%40ss%20word@127.0.0.1:{controller.port}"
         assert deliver(url, digest(site, entries("A"))) is None
         with pytest.raises(EtudeError, match="refuses the user or the password") as caught:
             deliver(url.replace("word", "wrong"), digest(site, entries("A")))

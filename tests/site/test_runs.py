@@ -4,27 +4,14 @@ import asyncio
 import io
 import json
 import os
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import pytest
-from trying import HOSTILE, JSON, PAPER, client, send, settings_in, table
+from trying import HOSTILE, JSON, PAPER, client, send, table, wait_for
 
 from etude.site import runs, uploads
 from etude.site.jobs import Job, Jobs
 from etude.site.worker import uploads_of
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return settings_in(tmp_path)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Files are looked at, but no trial runs: the thread finds nothing to do."""
-    monkeypatch.setattr(Jobs, "idle", lambda self: True)
 
 
 def test_a_trial_from_the_form_to_the_report(settings) -> None:
@@ -144,7 +131,4 @@ def test_files_older_than_a_day_go(settings, quick) -> None:
     kept = uploads.store(uploads_of(settings), io.BytesIO(table()), "a.csv", 10**5)
     os.utime(uploads_of(settings) / kept.folder, (0, 0))
     with client(settings):
-        end = time.monotonic() + 20
-        while (uploads_of(settings) / kept.folder).exists() and time.monotonic() < end:
-            time.sleep(0.05)
-    assert not (uploads_of(settings) / kept.folder).exists()
+        wait_for(lambda: not (uploads_of(settings) / kept.folder).exists(), 60)

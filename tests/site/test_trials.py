@@ -1,31 +1,21 @@
 """Trials over HTTP: who may start one, and what the form refuses."""
 
+import asyncio
 import io
 import re
 import zipfile
 from dataclasses import replace
 
+import httpx2
 import numpy as np
 import pytest
-from trying import HOSTILE, JSON, PAPER, client, send, settings_in, table
+from trying import HOSTILE, JSON, PAPER, client, send, table
 
 from etude.core import cards
 from etude.site import process, trials
-from etude.site.jobs import Jobs
+from etude.site.app import make_app
 from etude.site.settings import Settings
 from etude.site.worker import uploads_of
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return settings_in(tmp_path)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Files are looked at, but no trial runs: the thread finds nothing to do."""
-    monkeypatch.setattr(Jobs, "idle", lambda self: True)
-
 
 # Who may start one
 
@@ -248,3 +238,47 @@ def test_what_cannot_be_tried_says_why(settings, quick) -> None:
             status = site.post(f"/papers/{name}/try", headers=JSON).status_code
             assert status in (400, 404), name
         assert trials.form_facts(site.app.state.site, "x", "") is None
+
+
+@pytest.mark.parametrize("how", ["header", "field"])
+def test_a_token_cannot_be_found_by_trying(settings, quick, monkeypatch, how) -> None:
+    monkeypatch.setattr(trials, "RATE", "3/hour")
+    with client(replace(settings, token="abc"), "10.0.0.7") as site:
+        codes = []
+        for guess in ("aba", "abb", "abd", "abc"):
+            headers = {"authorization": f"Bearer {guess}"} if how == "header" else {}
+            words = {"data": "iris", "seeds": "2"} | ({"token": guess} if how == "field" else {})
+            answer = site.post(f"/papers/{PAPER}/try", data=words, headers=headers)
+            codes.append(answer.status_code)
+    assert codes == [403, 403, 403, 429]
+
+
+def test_slow_forms_of_one_address_keep_no_other_out(settings, quick) -> None:
+    app = make_app(replace(settings, token="abc"))
+    path, kind = f"/papers/{PAPER}/try", {"content-type": "multipart/form-data; boundary=b"}
+
+    async def main() -> int:
+        come, end = asyncio.Event(), asyncio.Event()
+
+        async def slow():
+            yield b"--b\r\n"
+            come.set()
+            await end.wait()
+
+        def of(host: str) -> httpx2.AsyncClient:
+            way = httpx2.ASGITransport(app, client=(host, 5))
+            return httpx2.AsyncClient(transport=way, base_url="http://127.0.0.1:8000")
+
+        async with of("10.0.0.7") as many, of("10.0.0.8") as one:
+            held = [
+                asyncio.create_task(many.post(path, content=slow(), headers=kind))
+                for _ in range(trials.AT_ONCE + 2)
+            ]
+            await come.wait()
+            words = {"data": "iris", "seeds": "2", "token": "abc"}
+            answer = await asyncio.wait_for(one.post(path, data=words), 60)
+            end.set()
+            await asyncio.gather(*held)
+        return answer.status_code
+
+    assert asyncio.run(main()) == 303

@@ -172,8 +172,17 @@ def test_good_files_pass(tmp_path) -> None:
     pl.DataFrame({"a": [1, 2], "b": ["u", "v"]}).write_parquet(tmp_path / "c.parquet")
     (tmp_path / "d.csv").write_text("a,b\n1,2\n")
     for path in sorted(tmp_path.iterdir()):
+        content = path.read_bytes()
         kept = store(tmp_path / "u", path.open("rb"), path.name, 100_000)
-        inspect(tmp_path / "u" / kept.folder / kept.file, kept.shown)
+        assert (kept.shown, kept.size, kept.file) == (
+            path.name,
+            len(content),
+            "upload" + path.suffix,
+        )
+        whole = tmp_path / "u" / kept.folder / kept.file
+        inspect(whole, kept.shown)
+        assert whole.read_bytes() == content  # whole, and only looked at
+    assert len(list((tmp_path / "u").iterdir())) == 4
 
 
 @pytest.mark.parametrize("name", ["../x.npy", "/etc/x.npy", "a/x.npy", "a\\x.npy", "C:x.npy", ".."])

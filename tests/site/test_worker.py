@@ -5,29 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from trying import gone_in, wait_for
 
 from etude.lab.ledger import Ledger
 from etude.site import uploads
 from etude.site.jobs import Job, Jobs
-from etude.site.settings import Settings
 from etude.site.worker import Worker, uploads_of
 
 JOB = Job(paper="2302.02334", method="heads.naive_bayes_probe", data="iris", seeds=2, made_by="ann")
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return Settings(
-        database=str(tmp_path / "papers.sqlite"), ledger=str(tmp_path / "ledger.sqlite"),
-        folder=tmp_path / "site", allow_trials=True,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -35,21 +26,6 @@ def local(settings):
     made = Jobs(settings.database)
     yield made
     made.close()
-
-
-def is_there(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def gone_in(pid: int, seconds: float = 15) -> bool:
-    end = time.monotonic() + seconds
-    while is_there(pid) and time.monotonic() < end:
-        time.sleep(0.05)
-    return not is_there(pid)
 
 
 def upload(settings, content: bytes, name: str = "flowers.csv"):
@@ -134,16 +110,6 @@ def children(pid: int) -> list[int]:
         with suppress(FileNotFoundError):  # a thread that has just ended
             found += [int(p) for p in (task / "children").read_text().split()]
     return [p for p in found if b"etude.site.child" in Path(f"/proc/{p}/cmdline").read_bytes()]
-
-
-def wait_for(found, seconds: float = 120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = found()
-        if value:
-            return value
-        time.sleep(0.1)
-    raise AssertionError("it did not come")
 
 
 def test_a_killed_site_goes_on_by_the_ledger(settings, local, tmp_path) -> None:

@@ -1,4 +1,7 @@
-"""What the tests of trials share: a site's client, a table, and sending it by the form."""
+"""What the tests of trials share: a site's client, a table, sending it, and processes watched."""
+
+import time
+from pathlib import Path
 
 import numpy as np
 from fastapi.testclient import TestClient
@@ -35,3 +38,29 @@ def table(name: str = "kind", n: int = 40) -> bytes:
 def send(site, content: bytes, name: str = "a.csv", headers=None, **words):
     file = {"file": (name, content, "application/octet-stream")}
     return site.post(f"/papers/{PAPER}/try", data=words, files=file, headers=headers or {})
+
+
+def wait_for(found, seconds: float = 120):
+    """What `found` gives once it gives something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = found()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError("it did not come")
+
+
+def is_there(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def gone_in(pid: int, seconds: float = 15) -> bool:
+    end = time.monotonic() + seconds
+    while is_there(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not is_there(pid)

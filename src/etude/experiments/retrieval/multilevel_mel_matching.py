@@ -10,14 +10,14 @@ Training has 1,600 mentions of the first 240 entities; 300 mentions of 60 others
 learning rate, 600 mentions of the last 100 report. All 400 entities are ranked each time.
 
 Every arm takes 200 steps of 32 pairs. The method chooses between two learning rates by Recall@1 on
-validation, the two baselines among four. The headline's, "text_only", is the text's matrix alone,
-tokens and whole, without the pictures. "global_dot_product" learns a projection of the whole text
-and one of the whole picture, for mentions and entities alike, and adds both inner products: no
-tokens. Further arms, at the method's learning rate, are parts of it: both modalities without the
-cross matrix and the contrast, the whole without the contrast, and with the contrast's
-self-similarities masked. In all but "global_dot_product" a linear map of each kind of feature,
-at first the identity, is trained with the matcher, for the contrast is of the features before it.
-The mean average precision is the mean reciprocal rank, for a mention has one entity.
+validation, the two baselines among four. The headline's, "global_dot_product", learns a projection
+of the whole text and one of the whole picture, for mentions and entities alike, and adds both
+inner products: no tokens. "text_only" is the text's matrix alone, tokens and whole, without the
+pictures. Further arms, at the method's learning rate, are parts of it: both modalities without the
+cross matrix and the contrast, the whole without the contrast, and with the contrast's self-
+similarities masked. In all but "global_dot_product" a linear map of each kind of feature, at first
+the identity, is trained with the matcher, for the contrast is of the features before it. The mean
+average precision is the mean reciprocal rank, for a mention has one entity.
 """
 
 from __future__ import annotations
@@ -144,11 +144,11 @@ class Linked(nn.Module):
 
 
 def measure(seed: int) -> list[Pair]:
-    """Pairs of one seed; the first is the matcher against its text matrix alone."""
+    """Pairs of one seed; the first is the matcher against the wholes' inner products."""
     world = World(seed)
     train, held, test = (world.mentions(part) for part in range(3))
     arms: dict[str, Callable[[], nn.Module]] = {
-        "m3el": Linked, "text_only": lambda: Linked(1), "global_dot_product": Global,
+        "m3el": Linked, "global_dot_product": Global, "text_only": lambda: Linked(1),
         "no_cross_no_contrast": lambda: Linked(2), "no_contrast": lambda: Linked(3),
         "self_masked": lambda: Linked(self_masked=True),
     }  # fmt: skip

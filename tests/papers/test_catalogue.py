@@ -135,10 +135,10 @@ def test_empty_name_is_refused(text: str) -> None:
     ],
 )
 def test_hostile_name_is_refused_quickly_in_one_line(text: str) -> None:
-    begin = time.perf_counter()
+    begin = time.thread_time()  # work, not waiting: the machine may be busy
     with pytest.raises(EtudeError) as caught:
         paper_of(text)
-    assert time.perf_counter() - begin < 2
+    assert time.thread_time() - begin < 2
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
     assert "\x1b" not in str(caught.value)

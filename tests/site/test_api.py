@@ -100,7 +100,8 @@ def test_files_of_the_style_may_be_kept_for_long(client):
 
 
 def test_no_page_is_kept_by_others_where_it_may_change_by_reader(client):
-    assert client.get("/nothing").headers.get("cache-control") != "public"
+    for path in ("/nothing", "/runs", "/subscribe", "/confirm/x"):
+        assert client.get(path).headers["cache-control"] == "no-store", path
     assert "set-cookie" not in client.get("/").headers
 
 

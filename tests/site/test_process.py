@@ -2,7 +2,6 @@
 
 import os
 import resource
-import time
 
 import pytest
 from trying import gone_in
@@ -86,10 +85,8 @@ def test_the_child_has_no_secret_and_is_bounded(tmp_path, monkeypatch) -> None:
 
 
 def test_too_long_is_killed(tmp_path) -> None:
-    started = time.monotonic()
     with pytest.raises(process.BrokenLimitError, match="longer than 1 s"):
-        odd(tmp_path, "hold", 1.0, words={"bytes": 1})
-    assert time.monotonic() - started < 8
+        odd(tmp_path, "hold", 1.0, words={"bytes": 1})  # which would never end
 
 
 def test_too_much_memory_is_killed(tmp_path) -> None:

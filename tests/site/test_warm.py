@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from numba.core.dispatcher import Dispatcher
 from site_set_up import site_client
+from etude.papers.finder import Finder
 from etude.papers.search import kernels
 from etude.site import facts, index
 
@@ -27,10 +28,12 @@ def loaded(site):
 
 with site_client(Path(sys.argv[2])) as client:
     site = client.app.state.site
+    asked, real = [], Finder.sync
+    Finder.sync = lambda self, tell=None: asked.append(site.answers.is_set()) or real(self, tell)
     with index.in_step(site):
         (thread,) = [t for t in threading.enumerate() if t.name == "etude-index"]
         thread.join(0.5)
-        waits = thread.is_alive() and index.progress(site) is not None
+        waits = thread.is_alive() and index.progress(site) is not None and not asked
         early = loaded(site)
         site.answers.set()
         thread.join(200)
@@ -42,7 +45,7 @@ with site_client(Path(sys.argv[2])) as client:
     after = loaded(site)
 heavy = ("torch", "numba", "scipy", "numpy", "tokenizers", "etude.papers", "etude.lab")
 print(json.dumps({
-    "waits": waits, "ready": ready, "codes": codes, "early": sum(early[0].values()),
+    "waits": waits, "asked": asked, "ready": ready, "codes": codes, "early": sum(early[0].values()),
     "loops": [before[0], after[0]], "templates": [before[1], after[1]],
     "verdicts": [before[3], after[3]],
     "new": sorted(m for m in after[2] - before[2] if m.startswith(heavy)),
@@ -67,6 +70,8 @@ def seen(tmp_path_factory):
 @pytest.mark.timeout(300)
 def test_nothing_is_loaded_before_the_site_answers(seen) -> None:
     assert seen["waits"]
+    assert seen["asked"]
+    assert all(seen["asked"])
     assert seen["early"] == 0
 
 

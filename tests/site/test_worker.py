@@ -150,7 +150,7 @@ def test_a_running_trial_is_stopped_by_its_reader(settings, local) -> None:
     try:
         wait_for(lambda: local.get(job.id).state == "running")
         assert local.ask_stop(job.id, "ann")
-        wait_for(lambda: not local.get(job.id).is_open, 20)
+        wait_for(lambda: not local.get(job.id).is_open)
     finally:
         worker.stop()
     done = local.get(job.id)

@@ -1,7 +1,7 @@
 """Multi-vector search: MUVERA against exhaustive MaxSim, token search and PLAID.
 
     pip install -e ".[text]"
-    ETUDE_DATA=folder python bench/multivector.py --cache /tmp/cache [--quick | --large]
+    ETUDE_DATA=folder python bench/multivector.py --cache /tmp/cache [--documents 20000]
 
 Documents: 60 token vectors each (all-MiniLM-L6-v2, 384 numbers, unit length) from abstracts of
 cranfield, cisi and med. A collection larger than the abstracts encoded is grown: a document
@@ -15,7 +15,8 @@ searched exactly, and with shorter ones (a count sketch) by their signs first; b
 candidates by Chamfer.
 The heuristic takes the union of the documents of the tokens nearest to each query token; only
 its number of candidates is compared, its scan is that of MaxSim. PLAID is pylate 1.2.0's, run in
-an environment of its own: --plaid-python /path/to/bin/python. Encoding is timed against a port
+an environment of its own: --plaid-python /path/to/bin/python; it cannot index more than 14,500 of
+these documents, for a quantile in it takes 2^24 numbers at most. Encoding is timed against a port
 of the paper's equations to numpy, document by document.
 """
 
@@ -183,8 +184,7 @@ def plaid(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True, help="folder for encoded texts")
-    parser.add_argument("--quick", action="store_true", help="2,000 documents")
-    parser.add_argument("--large", action="store_true", help="100,000 documents, 9 GB")
+    parser.add_argument("--documents", type=int, default=20_000, help="100,000 take 9 GB")
     parser.add_argument("--abstracts", type=int, default=600)
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
@@ -193,7 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     options.cache.mkdir(parents=True, exist_ok=True)
-    n = 2000 if options.quick else 100_000 if options.large else 20_000
+    n = options.documents
     base, queries = real_tokens(options.cache, options.abstracts, options.queries)
     documents, queries = grow(base, n), queries[: options.queries]
     tokens = torch.from_numpy(documents)

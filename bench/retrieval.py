@@ -178,13 +178,13 @@ def race(contenders: list[Contender], queries: np.ndarray, n_rounds: int, n_each
 
 def show(contenders: list[Contender], title: str) -> None:
     print(f"\n{title}")
-    print(f"{'':<28}{'recall':>7}{'build s':>8}{'bytes':>7}{'ms a query (range)':>20}{'x':>8}")
+    print(f"{'':<28}{'recall':>7}{'build s':>8}{'bytes':>7}{'ms a query (range)':>25}{'x':>8}")
     flat = statistics.median(contenders[0].rounds)
     for one in contenders:
         middle = statistics.median(one.rounds)
         span = f"{middle:.2f} ({min(one.rounds):.2f}-{max(one.rounds):.2f})"
         print(f"{one.name[:28]:<28}{one.recall:>7.3f}{one.build_s:>8.1f}{one.n_bytes:>7.0f}"
-              f"{span:>20}{flat / middle:>8.2f}", flush=True)  # fmt: skip
+              f"{span:>25}{flat / middle:>8.2f}", flush=True)  # fmt: skip
 
 
 def batches(rows: np.ndarray, queries: np.ndarray, n_threads: int, n_rounds: int) -> float:

@@ -51,8 +51,7 @@ CARD = Card(
     "that are searched are those that were trained.",
     task="experiment",
     claim="With 128 bits a question finds questions of the same intent with a higher mean average "
-    "precision than with the bits that iterative quantization makes of an ordinary paragraph "
-    "vector.",
+    "precision than with the bits of an ordinary paragraph vector by iterative quantization.",
     baseline="itq_bits",
     metric="mean_average_precision",
     better="higher",

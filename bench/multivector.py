@@ -270,14 +270,10 @@ def main() -> None:
         told := plaid(options.plaid_python, options.cache / "plaid", documents, tested, wanted)
     ) is not None:
         ms, its_recall = told
-        equal = contenders[best].recall >= GOAL and its_recall >= GOAL
-        aim = f"3 at recall {GOAL} of both ({contenders[best].recall:.3f}, {its_recall:.3f})"
-        goal(
-            "PLAID's latency over MUVERA's",
-            ms / middle[best],
-            equal and ms / middle[best] >= 3,
-            aim,
-        )
+        better = contenders[best].recall >= max(GOAL, its_recall)  # of a lower one it is enough
+        aim = f"3 at no less recall ({contenders[best].recall:.3f}, {its_recall:.3f})"
+        ratio = ms / middle[best]
+        goal("PLAID's latency over MUVERA's", ratio, better and ratio >= 3, aim)
     print("\n".join(GOALS))
 
 

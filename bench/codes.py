@@ -148,8 +148,8 @@ def main() -> None:
     spent = time.perf_counter() - started
     contenders.append(Contender("etude OPQ (the start)", search, spent))
     print(f"start: validation {recall(search(held[:500]), true[:500]):.4f}", flush=True)
-    steps, tried = ((4, 40) if options.quick else (40, 150)), []
-    for lr in (3e-4,) if options.quick else (1e-4, 3e-4, 1e-3):
+    steps, tried = ((8, 100) if options.quick else (40, 150)), []
+    for lr in (3e-5, 1e-4) if options.quick else (1e-5, 3e-5, 1e-4, 3e-4):
         quantizer, encoder, codes = trained(start, rows, asked, wanted, hard, lr, steps)
         search = by_codes(quantizer, encoder, codes)
         tried.append((recall(search(held[:500]), true[:500]), lr, search))

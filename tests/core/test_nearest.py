@@ -64,25 +64,22 @@ def test_equal_scores_go_to_the_lowest_row_across_blocks_and_threads():
             assert (scores == scores[:, :1]).all()
 
 
-def test_a_batch_equals_its_queries_one_by_one_bit_for_bit():
-    vectors, queries = data(n=20_000, dim=100, n_queries=40)
+def check_one_by_one(vectors, queries):
     index = Exact(vectors)
     ids, scores = index.search(queries, 25)
     for b in range(len(queries)):
         one = index.search(queries[b : b + 1], 25)
         np.testing.assert_array_equal(one[0][0], ids[b])
         np.testing.assert_array_equal(one[1][0], scores[b])
+
+
+def test_a_batch_equals_its_queries_one_by_one_bit_for_bit():
+    check_one_by_one(*data(n=20_000, dim=100, n_queries=40))
 
 
 def test_what_rounding_alone_tells_apart_is_the_same_in_a_batch():
     vectors, queries = data(n=6000, dim=100, n_queries=20)
-    vectors = vectors[:1] + np.float32(1e-7) * vectors
-    index = Exact(vectors)
-    ids, scores = index.search(queries, 25)
-    for b in range(len(queries)):
-        one = index.search(queries[b : b + 1], 25)
-        np.testing.assert_array_equal(one[0][0], ids[b])
-        np.testing.assert_array_equal(one[1][0], scores[b])
+    check_one_by_one(vectors[:1] + np.float32(1e-7) * vectors, queries)
 
 
 def test_scores_far_apart_in_size_stay_exact():

@@ -8,10 +8,11 @@ real vectors that no document was grown from, the first half to choose learning 
 other half for the table. Training queries are grown from further held-out texts; the document
 that each wants is one of its ten exact neighbors, drawn anew for every copy of the query.
 
-ConstrainedPQ starts from its own OPQ, with as many rounds as faiss's (50); then stage 1 (balanced codes, centroids by ranking) and
-stage 2 (codes fixed, queries and centroids). The documents' vectors stay what they are, and the
-query's encoder is a linear map that starts as the identity. Recall is the share of the exact ten
-best among the ten best by codes alone. Rates are from one query at a time, contenders in turn.
+ConstrainedPQ starts from its own OPQ, with as many rounds as faiss's (50); then stage 1 (balanced
+codes, centroids by ranking) and stage 2 (codes fixed, queries and centroids). The documents'
+vectors stay what they are, and the query's encoder is a linear map that starts as the identity.
+Recall is the share of the exact ten best among the ten best by codes alone. Rates are from one
+query at a time, contenders in turn.
 """
 
 from __future__ import annotations

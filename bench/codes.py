@@ -180,7 +180,7 @@ def main() -> None:
     for other in (0, 1):
         gains = reached[-1] - reached[other]
         middle, slack = gains.mean(), 1.96 * gains.std(ddof=1) / len(gains) ** 0.5
-        met = "met" if middle > 0 else "NOT MET"
+        met = "met" if middle > slack else "NOT MET" if middle < -slack else "open"
         interval = f"[{middle - slack:+.4f}, {middle + slack:+.4f}] over {len(gains)} queries"
         print(f"{met:<8}trained codes above {contenders[other].name}: {middle:+.4f} {interval}")
 

@@ -1,5 +1,6 @@
 """Exact search, shortlists and codes."""
 
+import mmap
 import multiprocessing
 import subprocess
 import sys
@@ -12,7 +13,17 @@ from hypothesis import strategies as st
 
 from etude.core import EtudeError, scan
 from etude.core.codec import Codec, random_rotation
-from etude.core.nearest import FEW, Exact, as_vectors, best, in_threads, shortlist
+from etude.core.nearest import (
+    FEW,
+    Exact,
+    as_vectors,
+    best,
+    in_threads,
+    inner_products,
+    pages,
+    read_ahead,
+    shortlist,
+)
 
 
 def data(n=500, dim=24, n_queries=9, seed=0):
@@ -267,3 +278,35 @@ def test_importing_the_module_compiles_nothing():
         "assert 'numba' not in sys.modules and 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def mapped(tmp_path, n=900):
+    np.save(tmp_path / "x.npy", data(n=n)[0])
+    return np.load(tmp_path / "x.npy", mmap_mode="r")
+
+
+@pytest.mark.parametrize("view", [slice(None), slice(101, None), slice(3, 700, 5)])
+def test_the_pages_of_rows_on_disk_hold_them(tmp_path, view):
+    vectors = mapped(tmp_path)[view]
+    rows = np.array([0, 7, len(vectors) // 2, len(vectors) - 1])
+    mapping, starts, sizes = pages(vectors, rows)
+    for row, start, size in zip(rows, starts, sizes, strict=True):
+        assert start % mmap.PAGESIZE == 0
+        assert mapping[start : start + size].endswith(vectors[row].tobytes())
+        assert size < mmap.PAGESIZE + vectors[row].nbytes
+
+
+def test_rows_in_memory_have_no_pages_to_ask_for(tmp_path):
+    vectors = mapped(tmp_path)
+    assert pages(np.array(vectors), np.arange(3))[0] is None
+    assert pages(vectors, np.arange(0))[0] is None
+
+
+def test_rows_on_disk_are_asked_for_before_they_are_read(tmp_path, monkeypatch):
+    vectors, rows, query = mapped(tmp_path), np.arange(0, 900, 9), data()[1][0]
+    asked = []
+    monkeypatch.setattr("etude.core.nearest.read_ahead", lambda *two: asked.append(two))
+    found = inner_products(vectors, rows, query)
+    assert [two[1] is rows for two in asked] == [True]
+    np.testing.assert_allclose(found, vectors[rows] @ query, rtol=1e-5, atol=1e-5)
+    read_ahead(vectors, rows)  # the system takes the advice

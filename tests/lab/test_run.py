@@ -12,6 +12,7 @@ import pytest
 
 from etude.core import EtudeError
 from etude.lab import compare, try_method
+from etude.lab.execute import batches, units
 from etude.lab.ledger import Ledger
 from etude.lab.plan import Plan, configurations, make_plan
 from etude.lab.run import board_of, keep, run_plan
@@ -133,6 +134,27 @@ def test_ray_gives_the_same_values_as_one_process(monkeypatch):
     one = compare("wine", **options)
     two = compare("wine", **options, on="ray", fresh=True)
     assert [e.values for e in two.entries] == [e.values for e in one.entries]
+
+
+def test_arms_whose_rate_decides_take_turns_in_one_worker():
+    shares, rates = (
+        make_plan("wine", methods=None, task="encode", seeds=2, settings=settings)[0]
+        for settings in ((), ("recall=0.9",))
+    )
+    assert batches(shares) == [[unit] for unit in units(shares)]
+    assert [len(batch) for batch in batches(rates)] == [len(units(rates)) // 2] * 2
+    assert [{seed for seed, _ in batch} for batch in batches(rates)] == [{0}, {1}]
+    assert [unit for batch in batches(rates) for unit in batch] == units(rates)
+
+
+@pytest.mark.timeout(400)
+def test_a_comparison_of_indexes_on_ray_keeps_every_arm():
+    pytest.importorskip("ray", reason="the extra etude[ray] is not installed")
+    settings = {"task": "encode", "settings": ("recall=0.9",), "seeds": 2, "tune": 1}
+    board = compare("wine", **settings, on="ray")
+    rows = Ledger().rows(board.run.id)
+    assert {row.seed for row in rows} == {0, 1}
+    assert {row.method for row in rows} == {*board.run.spec["methods"], board.run.spec["baseline"]}
 
 
 def test_failures_are_rows_and_deny_a_verdict(monkeypatch):

@@ -12,9 +12,9 @@ from etude.lab.plan import Plan, configurations, open_data
 from etude.lab.row import Row
 from etude.lab.trial import Trial
 from etude.tasks import arm_of, get_task
-from etude.tasks.base import Dataset
+from etude.tasks.base import METRICS, Dataset
 
-__all__ = ["execute", "units"]
+__all__ = ["batches", "execute", "units"]
 
 Progress = Callable[[int, int, str], object]
 
@@ -23,6 +23,15 @@ def units(plan: Plan) -> list[tuple[int, str]]:
     """(seed, arm) in the order of measuring: the arms in turn at each seed (A B A B)."""
     names = [plan.baseline, *plan.methods]
     return [(seed, name) for seed in range(plan.seeds) for name in names]
+
+
+def batches(plan: Plan) -> list[list[tuple[int, str]]]:
+    """What one worker does in turn. Where a rate or a time decides, all arms of a seed: side by
+    side, or on machines of different speed, they could not be compared."""
+    every = units(plan)
+    if METRICS[plan.metric].unit in ("s", "1/s"):
+        return [[unit for unit in every if unit[0] == seed] for seed in range(plan.seeds)]
+    return [[unit] for unit in every]
 
 
 def ticks(plan: Plan, name: str) -> int:
@@ -78,10 +87,11 @@ def _start_worker(plan: Plan, ledger: str | None, known: list[Row], threads: int
     _worker.update(plan=plan, data=data, book=Ledger(ledger), known=known)
 
 
-def _work(seed: int, name: str) -> tuple[int, str]:
+def _work(batch: list[tuple[int, str]]) -> list[tuple[int, str]]:
     known, book = _worker["known"], _worker["book"]
-    Trial(_worker["plan"], _worker["data"], name, seed, known, book.add).run()
-    return seed, name
+    for seed, name in batch:
+        Trial(_worker["plan"], _worker["data"], name, seed, known, book.add).run()
+    return batch
 
 
 def _processes(
@@ -97,17 +107,18 @@ def _processes(
         jobs, mp_context=context, initializer=_start_worker,
         initargs=(plan, ledger, known, threads),
     ) as pool:  # fmt: skip
-        futures = [pool.submit(_work, seed, name) for seed, name in units(plan)]
+        futures = [pool.submit(_work, batch) for batch in batches(plan)]
         for future in as_completed(futures):
-            yield future.result()
+            yield from future.result()
 
 
-def _ray_trial(
-    plan: Plan, data: Dataset, known: list[Row], seed: int, name: str
-) -> tuple[int, str, list[Row]]:
-    rows: list[Row] = []
-    Trial(plan, data, name, seed, known, rows.extend).run()
-    return seed, name, rows
+def _ray_trials(
+    plan: Plan, data: Dataset, known: list[Row], batch: list[tuple[int, str]]
+) -> Iterator[tuple[int, str, list[Row]]]:
+    for seed, name in batch:
+        rows: list[Row] = []
+        Trial(plan, data, name, seed, known, rows.extend).run()
+        yield seed, name, rows
 
 
 def _ray(
@@ -123,13 +134,17 @@ def _ray(
     ray.init(address=address, include_dashboard=False, log_to_driver=False)
     try:
         plan_ref, data_ref, known_ref = ray.put(plan), ray.put(data), ray.put(known)
-        task = ray.remote(_ray_trial)
-        waiting = [
-            task.remote(plan_ref, data_ref, known_ref, seed, name) for seed, name in units(plan)
-        ]
+        task: Any = ray.remote(num_returns="streaming")(_ray_trials)  # each row as it comes
+        shared = plan_ref, data_ref, known_ref
+        waiting: list[Any] = [task.remote(*shared, batch) for batch in batches(plan)]
         while waiting:
             ready, waiting = ray.wait(waiting)
-            seed, name, rows = ray.get(ready[0])
+            coming: Any = ready[0]
+            try:
+                seed, name, rows = ray.get(next(coming))
+            except StopIteration:
+                continue
+            waiting.append(coming)
             book.add(rows)
             yield seed, name
     finally:

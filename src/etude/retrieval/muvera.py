@@ -62,6 +62,7 @@ CARD = Card(
 WORK_BYTES = 64 * 2**20  # of the arrays that one pass over a chunk needs beside its result
 TokenSets = np.ndarray | Sequence[np.ndarray]
 Draw = tuple[np.ndarray, np.ndarray | None]  # hyperplanes and projection of one repetition
+Sketch = sparse.csc_array | None
 
 
 def _flat(sets: TokenSets, name: str, dim: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +142,7 @@ class MuveraEncoder:
         self.dim, self.k_sim, self.n_repetitions = dim, k_sim, n_repetitions
         self.projection_dim, self.final_dim = projection_dim, final_dim
         self.fill_empty, self.seed = fill_empty, seed
-        self._drawn: dict[np.dtype, tuple[list[Draw], list[sparse.csc_array]]] = {}  # at first use
+        self._kept: dict[np.dtype, tuple[np.ndarray, np.ndarray | None, Sketch]] = {}
 
     @property
     def block_dim(self) -> int:
@@ -176,64 +177,63 @@ class MuveraEncoder:
         signs = 2.0 * generator.integers(0, 2, (self.dim, self.block_dim)) - 1.0
         return planes.astype(dtype), (signs / np.sqrt(self.block_dim)).astype(dtype)  # (5)
 
-    def _sketches(self, dtype: np.dtype) -> list[sparse.csc_array]:
-        """The count sketch to `final_dim`, cut by repetition: one entry +-1 a column."""
-        width = self.block_dim << self.k_sim
-        generator = np.random.default_rng([self.seed, 1])
-        rows = generator.integers(0, self.final_dim, (self.n_repetitions, width))
-        signs = (2.0 * generator.integers(0, 2, rows.shape) - 1.0).astype(dtype)
-        return [
-            sparse.csc_array((sign, row, np.arange(width + 1)), shape=(self.final_dim, width))
-            for sign, row in zip(signs, rows, strict=True)
-        ]
+    def _drawn(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None, Sketch]:
+        """All repetitions side by side: hyperplanes (D, R * k_sim), projections (D, R * block_dim)
+        or None, and the count sketch (final_dim, M) or None: one entry +-1 a column."""
+        if dtype not in self._kept:
+            draws = [self._draw(r, dtype) for r in range(self.n_repetitions)]
+            planes = np.concatenate([planes for planes, _ in draws], axis=1)
+            psis = [projection for _, projection in draws if projection is not None]
+            sketch = None
+            if self.final_dim is not None:
+                generator = np.random.default_rng([self.seed, 1])
+                width = self.n_repetitions * self.block_dim << self.k_sim
+                rows = generator.integers(0, self.final_dim, width)
+                signs = (2.0 * generator.integers(0, 2, width) - 1.0).astype(dtype)
+                shape = (self.final_dim, width)
+                sketch = sparse.csc_array((signs, rows, np.arange(width + 1)), shape)
+            self._kept[dtype] = planes, np.concatenate(psis, axis=1) if psis else None, sketch
+        return self._kept[dtype]
 
     def _encode(self, sets: TokenSets, name: str, *, is_query: bool) -> np.ndarray:
         tokens, offsets = _flat(sets, name, self.dim)
-        if tokens.dtype not in self._drawn:
-            draws = [self._draw(r, tokens.dtype) for r in range(self.n_repetitions)]
-            sketches = [] if self.final_dim is None else self._sketches(tokens.dtype)
-            self._drawn[tokens.dtype] = draws, sketches
-        draws, sketches = self._drawn[tokens.dtype]
-        n_sets, width = len(offsets) - 1, self.block_dim << self.k_sim
-        codes = np.zeros((n_sets, self.code_dim), dtype=tokens.dtype)
-        item = tokens.dtype.itemsize
-        # Two copies of a repetition's blocks and three of its int64 keys; bits and projections.
-        per_set = width * item * 2 + 24 * (1 << self.k_sim)
-        per_token = (self.block_dim + self.k_sim) * item + 24
+        item, sketch = tokens.itemsize, self._drawn(tokens.dtype)[2]
+        codes = np.empty((len(offsets) - 1, self.code_dim), dtype=tokens.dtype)
+        # Two copies of a set's blocks and three of its int64 keys; bits and projections.
+        per_set = self.n_repetitions * ((self.block_dim * item * 2 + 24) << self.k_sim)
+        per_token = self.n_repetitions * ((self.block_dim + self.k_sim) * item + 24)
         for start, stop in _chunks(per_set + per_token * np.diff(offsets), WORK_BYTES):
             chunk = tokens[offsets[start] : offsets[stop]]
-            owners = np.repeat(np.arange(stop - start), np.diff(offsets[start : stop + 1]))
-            for r, draw in enumerate(draws):
-                blocks = self._blocks(chunk, owners, draw, is_query)
-                if sketches:
-                    codes[start:stop] += (sketches[r] @ blocks.T).T
-                else:
-                    codes[start:stop, r * width : (r + 1) * width] = blocks
+            blocks = self._blocks(chunk, np.diff(offsets[start : stop + 1]), is_query)
+            codes[start:stop] = blocks if sketch is None else (sketch @ blocks.T).T
         return codes
 
-    def _blocks(
-        self, tokens: np.ndarray, owners: np.ndarray, draw: Draw, is_query: bool
-    ) -> np.ndarray:
-        """One repetition of a chunk: (sets, B * block_dim)."""
-        (planes, projection), n_sets = draw, int(owners[-1]) + 1
-        n_slots = n_sets << self.k_sim
-        buckets = (tokens @ planes > 0) @ (1 << np.arange(self.k_sim))  # (2)
-        slots = (owners << self.k_sim) + buckets
-        projected = tokens if projection is None else tokens @ projection  # (5)
-        # A 0/1 matrix with one entry a token adds the tokens up slot by slot in one pass.
+    def _blocks(self, tokens: np.ndarray, sizes: np.ndarray, is_query: bool) -> np.ndarray:
+        """The blocks of a chunk of sets: (sets, R * B * block_dim)."""
+        planes, projections, _ = self._drawn(tokens.dtype)
+        n_neighborhoods = len(sizes) * self.n_repetitions  # of buckets
+        n_slots = n_neighborhoods << self.k_sim
+        signs = (tokens @ planes > 0).reshape(len(tokens), self.n_repetitions, self.k_sim)
+        buckets = signs @ (1 << np.arange(self.k_sim))  # (2)
+        firsts = np.arange(n_neighborhoods).reshape(len(sizes), -1) << self.k_sim
+        slots = (np.repeat(firsts, sizes, axis=0) + buckets).ravel()  # by token, then repetition
+        if projections is None:
+            step, projected = self.n_repetitions, tokens
+        else:  # (5)
+            step, projected = 1, (tokens @ projections).reshape(-1, self.block_dim)
+        # A 0/1 matrix with one entry a token and repetition adds up slot by slot in one pass.
         membership = sparse.csc_array(
-            (np.ones(len(slots), tokens.dtype), slots, np.arange(len(slots) + 1)),
-            shape=(n_slots, len(slots)),
+            (np.ones(len(slots), tokens.dtype), slots, np.arange(0, len(slots) + 1, step)),
+            shape=(n_slots, len(projected)),
         )
         blocks: np.ndarray = membership @ projected  # (3)
         if not is_query:
             counts = np.bincount(slots, minlength=n_slots)
             blocks /= np.maximum(counts, 1).astype(tokens.dtype)[:, None]  # (4)
-            if self.fill_empty and self.k_sim > 0:
-                empty = np.flatnonzero(counts == 0)
-                nearest = _nearest_tokens(slots, n_sets, self.k_sim)
-                blocks[empty] = projected[nearest[empty]]
-        return blocks.reshape(n_sets, -1)
+            if self.fill_empty and len(empty := np.flatnonzero(counts == 0)):
+                nearest = _nearest_tokens(slots, n_neighborhoods, self.k_sim)
+                blocks[empty] = projected[nearest[empty] // step]
+        return blocks.reshape(len(sizes), -1)
 
 
 def chamfer(queries: TokenSets, documents: TokenSets) -> np.ndarray:

@@ -154,10 +154,11 @@ def test_near_codes_equal_sorting(n, count, words, values, seed, downhill):
     if downhill:  # every row nearer than all before: the buffer fills again and again
         order = np.argsort(-unlike, kind="stable")
         codes, unlike = np.ascontiguousarray(codes[order]), unlike[order]
-    rows, far = scan.near_codes(codes, query, 0, n, count)
     expected = np.sort(np.argsort(unlike, kind="stable")[:count])
-    np.testing.assert_array_equal(rows, expected)
-    np.testing.assert_array_equal(far, unlike[expected])
+    for asked in (query, np.array(query)):  # unrolled, and as a loop
+        rows, far = scan.near_codes(codes, asked, 0, n, count)
+        np.testing.assert_array_equal(rows, expected)
+        np.testing.assert_array_equal(far, unlike[expected])
 
 
 def test_near_codes_when_every_row_is_nearer_than_the_last():

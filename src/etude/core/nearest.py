@@ -39,6 +39,7 @@ __all__ = [
 WORK_BYTES = 16 * 2**20  # of the block of scores, whatever the number of vectors and queries
 FEW = 3  # so many queries are faster one by one than by a matrix product
 MOST_QUERIES = 1024  # that share a reading
+FEW_WORDS = 12  # of a code: so many the compiler may unroll, more it had better loop over
 UNIT = 2.0**-24  # rounding of float32
 Found = TypeVar("Found")
 
@@ -258,7 +259,8 @@ def shortlist(
         rows, scores = np.arange(n), np.empty(n, dtype=np.float32)
         in_threads(lambda a, b: scan.table_scores(codes[a:b], table, scores[a:b]), n, n_threads)
     else:
-        words, query = codes.view(np.uint64), tuple(signs.view(np.uint64))
+        words, asked = codes.view(np.uint64), signs.view(np.uint64)
+        query = tuple(asked) if len(asked) <= FEW_WORDS else asked
         parts = in_threads(lambda a, b: scan.near_codes(words, query, a, b, n_near), n, n_threads)
         rows, far = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         if len(rows) > n_near:  # each thread brought its own nearest

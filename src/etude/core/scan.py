@@ -104,12 +104,13 @@ def raise_best(
 
 @_compiled
 def near_codes(
-    codes: np.ndarray, query: tuple[Any, ...], first: int, last: int, count: int
+    codes: np.ndarray, query: tuple[Any, ...] | np.ndarray, first: int, last: int, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` rows in [first, last) with the fewest bits unlike the query's, ascending.
 
-    codes (N, W) uint64, query a tuple of W words (the compiler then knows W and unrolls the
-    sum). Of rows at the same distance the first are taken. Returns rows int64 and distances.
+    codes (N, W) uint64; query W words, a tuple or an array: of a tuple the compiler knows W and
+    unrolls the sum, over an array it loops in vector registers, which pays from about W = 13 on.
+    Of rows at the same distance the first are taken. Returns rows int64 and distances.
     """
     room = 4 * count + 64
     rows, far = np.empty(room, np.int64), np.empty(room, np.int64)

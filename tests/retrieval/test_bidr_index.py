@@ -75,10 +75,15 @@ def test_score_is_the_dense_product_and_the_weighted_code_score():
     assert index.memory_bytes == 400 * (4 + 4 + 8)
 
 
-def test_score_with_signs_is_the_dense_product_and_the_weighted_estimate():
-    rows, queries = texts(n=400, dim=24)
-    index = BiGranularIndex(24, n_near=400, n_verified=400, code_weight=0.3, seed=5).add(rows)
-    turn, center = random_rotation(24, 5).astype(float), rows.mean(axis=0, dtype=float)
+@pytest.mark.parametrize("rotate", [True, False])
+def test_score_with_signs_is_the_dense_product_and_the_weighted_estimate(rotate):
+    rows, queries = texts(n=400, dim=24 if rotate else 64)
+    dim = rows.shape[1]
+    index = BiGranularIndex(
+        dim, n_near=400, n_verified=400, code_weight=0.3, rotate=rotate, seed=5
+    ).add(rows)
+    turn = random_rotation(dim, 5).astype(float) if rotate else np.eye(dim)
+    center = rows.mean(axis=0, dtype=float)
     ids, scores = index.search(queries, 5)
     for b, query in enumerate(queries.astype(float)):
         total = []
@@ -164,6 +169,8 @@ def test_refusals_name_what_is_wrong():
         index.search(queries, 0)
     with pytest.raises(EtudeError, match="fit must be called before anything is added"):
         index.fit(rows)
+    with pytest.raises(EtudeError, match="dim must be a multiple of 64 where nothing rotates"):
+        BiGranularIndex(100, rotate=False)
     with pytest.raises(EtudeError, match="quantizer must be of dim 10"):
         BiGranularIndex(10, quantizer=quantizer())
     with pytest.raises(EtudeError, match="code_queries must be of shape"):
@@ -179,11 +186,13 @@ def test_refusals_name_what_is_wrong():
 # ------------------------------------------------------------------ folder
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_a_saved_index_answers_the_same(tmp_path, trained):
+@pytest.mark.parametrize(("trained", "rotate"), [(False, True), (False, False), (True, True)])
+def test_a_saved_index_answers_the_same(tmp_path, trained, rotate):
     rows, queries = texts()
     model = quantizer(64, n_parts=8, n_centroids=32) if trained else None
-    index = BiGranularIndex(64, quantizer=model, n_verified=50, code_weight=0.25).add(rows)
+    index = BiGranularIndex(
+        64, quantizer=model, n_verified=50, code_weight=0.25, rotate=rotate
+    ).add(rows)
     before = index.search(queries)
     index.save(tmp_path / "index")
     for one in (index, BiGranularIndex.load(tmp_path / "index", n_threads=2)):

@@ -9,6 +9,7 @@ unlike bits can search.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,21 +29,30 @@ def random_rotation(dim: int, seed: int) -> np.ndarray:
 
 @dataclass
 class Codec:
-    """rotation (M, D), center (D,), codebook (P, K, M / P) or None for signs; all float32."""
+    """rotation (M, D) or None for none, center (D,), codebook (P, K, M / P) or None for signs;
+    all float32."""
 
-    rotation: np.ndarray
+    rotation: np.ndarray | None
     center: np.ndarray
     codebook: np.ndarray | None = None
 
     @property
     def code_bytes(self) -> int:
         """P."""
-        return len(self.rotation) // 8 if self.codebook is None else len(self.codebook)
+        return len(self._rotated_center) // 8 if self.codebook is None else len(self.codebook)
+
+    def rotate(self, vectors: np.ndarray) -> np.ndarray:
+        """(..., D) -> (..., M)."""
+        return vectors if self.rotation is None else vectors @ self.rotation.T
+
+    @cached_property
+    def _rotated_center(self) -> np.ndarray:
+        return self.rotate(self.center)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, as the constructor takes them."""
-        named = {"rotation": self.rotation, "center": self.center}
-        return named if self.codebook is None else {**named, "codebook": self.codebook}
+        named = {"rotation": self.rotation, "center": self.center, "codebook": self.codebook}
+        return {name: array for name, array in named.items() if array is not None}
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N, D) -> codes (N, P) uint8 and factors (N,) float32, by which a decoded row is
@@ -52,7 +62,7 @@ class Codec:
         factors = np.ones(len(vectors), dtype=np.float32)
         for start in range(0, len(vectors), BLOCK):
             part = slice(start, start + BLOCK)
-            rotated = (vectors[part] - self.center) @ self.rotation.T
+            rotated = self.rotate(vectors[part] - self.center)
             if self.codebook is None:
                 codes[part] = np.packbits(rotated > 0, axis=1)
                 sums = np.abs(rotated).sum(axis=1)
@@ -72,10 +82,10 @@ class Codec:
         <query, x> is about factor * sum over p of table[p, code[p]] + <query, center>. The signs
         are those of query - center, as the documents' are.
         """
-        rotated = self.rotation @ query
+        rotated = self.rotate(query)
         offset = float(query @ self.center)
         if self.codebook is not None:
             parts = rotated.reshape(len(self.codebook), -1)
             return np.einsum("pd,pkd->pk", parts, self.codebook), None, offset
         table = rotated.reshape(-1, 8) @ CORNERS.T
-        return table, np.packbits(rotated - self.rotation @ self.center > 0), offset
+        return table, np.packbits(rotated - self._rotated_center > 0), offset

@@ -85,8 +85,7 @@ class ContrastiveProductQuantizer(nn.Module):
         rotation: (D, D) orthogonal R; None is the identity.
         codebook: (P, K, D / P); None draws it uniformly in +-0.1.
         train_rotation: whether R is trained as well (the release keeps OPQ's).
-        generator: of the random codebook.
-    """
+        generator: of the random codebook."""
 
     def __init__(
         self, dim: int, *, n_parts: int = 8, n_centroids: int = 256,
@@ -153,8 +152,7 @@ def locality_centric_batches(
     ranking (Q, R): document rows by the codes' score, best first; ranks in `hard` are negatives,
     documents at ranks in `links` link back to the query. A batch starts at a random query; those
     linked to the negatives drawn join a list, of which the last is next ("random_walk") or the
-    first ("snowball"). Every query comes once.
-    """
+    first ("snowball"). Every query comes once."""
     require(walk in ("random_walk", "snowball"), "walk", "random_walk or snowball", walk)
     require(batch_size >= 1, "batch_size", "at least 1", batch_size)
     require(len(ranking) == len(positives), "positives", "one list a query", len(positives))
@@ -169,8 +167,7 @@ def locality_centric_batches(
             waiting = [query for query in waiting if query in unused]
             while not waiting:
                 waiting = [query for query in [order.pop()] if query in unused]
-            query = waiting.pop(-1 if walk == "random_walk" else 0)
-            unused.discard(query)
+            unused.discard(query := waiting.pop(-1 if walk == "random_walk" else 0))
             own = int(generator.choice(positives[query]))
             barred = taken | {own, *positives[query]}
             drawn = [d for d in ranking[query, slice(*hard)].tolist() if d not in barred]
@@ -192,12 +189,13 @@ class BiGranularIndex:
         n_near, n_verified: documents taken by unlike bits (no quantizer); then, read in full.
         code_weight: weight of the code's score in (4).
         quantizer: trained codes; None takes signs, with D rounded up to a multiple of 64.
-        n_threads, seed: threads that share a search; seed of the random rotation.
-    """
+        rotate: False takes the signs unrotated, for coordinates that are alike (a count sketch).
+        n_threads, seed: threads that share a search; seed of the random rotation."""
 
     def __init__(
         self, dim: int, *, n_near: int = 4000, n_verified: int = 600, code_weight: float = 0.0,
-        quantizer: ContrastiveProductQuantizer | None = None, n_threads: int = 1, seed: int = 0,
+        quantizer: ContrastiveProductQuantizer | None = None, rotate: bool = True,
+        n_threads: int = 1, seed: int = 0,
     ) -> None:  # fmt: skip
         counts = {"dim": dim, "n_near": n_near, "n_verified": n_verified, "n_threads": n_threads}
         for name, value in counts.items():
@@ -205,7 +203,9 @@ class BiGranularIndex:
         require(0 <= code_weight < np.inf, "code_weight", "at least 0", code_weight)
         require(seed >= 0, "seed", "at least 0", seed)
         require(quantizer is None or quantizer.dim == dim, "quantizer", f"of dim {dim}", quantizer)
-        self.dim, self.n_near, self.n_verified, self.seed = dim, n_near, n_verified, seed
+        require(rotate or dim % 64 == 0, "dim", "a multiple of 64 where nothing rotates", dim)
+        self.dim, self.n_near, self.n_verified = dim, n_near, n_verified
+        self.rotate, self.seed = rotate, seed
         self.code_weight, self.quantizer, self.n_threads = code_weight, quantizer, n_threads
         self._codec: Codec | None = None
 
@@ -223,7 +223,8 @@ class BiGranularIndex:
         some, _ = as_vectors(vectors[:: len(vectors) // SAMPLE + 1], "vectors", self.dim)
         require(len(some) > 0, "vectors", "at least one row", vectors)
         if self.quantizer is None:
-            self._codec = Codec(random_rotation(self.dim, self.seed), some.mean(axis=0))
+            rotation = random_rotation(self.dim, self.seed) if self.rotate else None
+            self._codec = Codec(rotation, some.mean(axis=0))
         else:
             q = {n: w.detach().cpu().float().numpy() for n, w in self.quantizer.named_parameters()}
             self._codec = Codec(q["rotation"], np.zeros(self.dim, np.float32), q["codebook"])
@@ -237,8 +238,7 @@ class BiGranularIndex:
         """Append (N, D) documents; `vectors` is kept by reference where float32 (a memory map
         stays on disk). ids (N,) int default to row numbers. `code_vectors` (N, D) are encoded
         in place of `vectors` where the codes have an encoder of their own. Raises EtudeError
-        for another width than D, values not finite, or an id that is there already.
-        """
+        for another width than D, values not finite, or an id that is there already."""
         full, _ = as_vectors(vectors, "vectors", self.dim)
         coded = alike(full, code_vectors, "code_vectors")
         if self._codec is None:
@@ -280,7 +280,7 @@ class BiGranularIndex:
     def save(self, path: str | Path) -> None:
         """Write to the folder `path` what it lacks; who has loaded it before keeps that state."""
         require(self._codec is not None, "index", "fitted before it is saved", "none of it")
-        names = ("n_near", "n_verified", "code_weight", "seed")
+        names = ("n_near", "n_verified", "code_weight", "rotate", "seed")
         facts = {"dim": self.dim, "options": {name: getattr(self, name) for name in names}}
         self._rows.save(Path(path), KIND, self._codec.arrays(), facts)
 
@@ -289,12 +289,12 @@ class BiGranularIndex:
         """The index that `save` wrote, its full vectors read-only on disk.
 
         `verify` reads every file once and compares its sum; without it sizes alone. Raises
-        EtudeError with the name of a file that is missing, cut or changed.
-        """
+        EtudeError with the name of a file that is missing, cut or changed."""
         folder = Path(path)
         facts = read_manifest(folder, KIND)
         index = cls(facts["dim"], n_threads=n_threads, **facts["options"])
-        index._codec = Codec(**read_arrays(folder, facts["arrays"], verify=verify))
+        arrays = read_arrays(folder, facts["arrays"], verify=verify)
+        index._codec = Codec(**{"rotation": None, **arrays})
         index._rows = Segments(index.dim, index._codec.code_bytes)
         index._rows.load(folder, facts["segments"], verify=verify)
         return index

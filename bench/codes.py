@@ -3,9 +3,9 @@
     pip install -e ".[text,bench]"
     ETUDE_DATA=folder python bench/codes.py --cache /tmp/cache [--quick]
 
-Documents: MiniLM vectors of real texts, grown to size as in bench/retrieval.py. Queries: 1,000
-real vectors that no document was grown from, the first half to choose learning rates by, the
-other half for the table. Training queries are grown from further held-out texts; the document
+Documents: MiniLM vectors of real texts, grown to size as in bench/retrieval.py. Queries: 4,000
+real vectors that no document was grown from, the first 1,000 to choose learning rates by, the
+others for the table. Training queries are grown from further held-out texts; the document
 that each wants is one of its ten exact neighbors, drawn anew for every copy of the query.
 
 ConstrainedPQ starts from its own OPQ, with as many rounds as faiss's (50); then stage 1 (balanced
@@ -39,6 +39,7 @@ from etude.core.nearest import Exact, shortlist
 from etude.embeddings import ConstrainedPQ, RepCONCTrainer
 
 N_PARTS, TOP, BATCH = 48, 10, 1024
+N_CHOICE, N_HELD, N_TRAINING = 1000, 4000, 3000  # queries
 Search = Callable[[np.ndarray], np.ndarray]
 
 
@@ -125,9 +126,10 @@ def main() -> None:
     n = 10_000 if options.quick else options.size
     real = real_vectors(options.cache, 18_000)
     real = real[np.random.default_rng(1).permutation(len(real))]
-    held, asking, base = real[:1000], real[1000:5000], real[5000:]
+    held, asking, base = np.split(real, [N_HELD, N_HELD + N_TRAINING])
     rows, asked = grow(base, n), grow(asking, 4000 if options.quick else 20_000, seed=7)
     print(f"{n:,} documents, {len(asked):,} training queries, {N_PARTS} bytes a vector")
+    choosing, queries = held[:N_CHOICE], held[N_CHOICE:]
     exact = Exact(rows)
     true = exact.search(held, TOP)[0]
     near = exact.search(asked, 100)[0]
@@ -151,18 +153,17 @@ def main() -> None:
     search = by_codes(start, nn.Identity(), encoded(start, rows))
     spent = time.perf_counter() - started
     contenders.append(Contender("etude OPQ (the start)", search, spent))
-    print(f"start: validation {recall(search(held[:500]), true[:500]):.4f}", flush=True)
+    print(f"start: validation {recall(search(choosing), true[:N_CHOICE]):.4f}", flush=True)
     steps, tried = ((8, 100) if options.quick else (40, 150)), []
     for lr in (3e-5, 1e-4) if options.quick else (1e-5, 3e-5, 1e-4, 3e-4):
         quantizer, encoder, codes = trained(start, rows, asked, wanted, hard, lr, steps)
         search = by_codes(quantizer, encoder, codes)
-        tried.append((recall(search(held[:500]), true[:500]), lr, search))
+        tried.append((recall(search(choosing), true[:N_CHOICE]), lr, search))
         print(f"lr {lr:g}: validation {tried[-1][0]:.4f}", flush=True)
     best = max(tried, key=lambda one: one[0])
     spent = time.perf_counter() - started
     contenders.append(Contender(f"etude ConstrainedPQ {best[1]:g}", best[2], spent))
 
-    queries = held[500:]
     for r in range(options.rounds):
         times: dict[str, list[float]] = {one.name: [] for one in contenders}
         for query in queries[20 * r : 20 * r + 20]:
@@ -173,7 +174,7 @@ def main() -> None:
         for one in contenders:
             one.rounds.append(1e3 * statistics.median(times[one.name]))
     print(f"{'':<30}{'recall@10':>10}{'build s':>9}{'ms a query (range)':>24}")
-    reached = [each(one.search(queries), true[500:]) for one in contenders]
+    reached = [each(one.search(queries), true[N_CHOICE:]) for one in contenders]
     for one, values in zip(contenders, reached, strict=True):
         span = f"{statistics.median(one.rounds):.2f} ({min(one.rounds):.2f}-{max(one.rounds):.2f})"
         print(f"{one.name:<30}{values.mean():>10.4f}{one.build_s:>9.1f}{span:>24}")

@@ -33,16 +33,16 @@ def texts() -> tuple[list[str], list[str]]:
     return documents, [query for query in queries if len(query) >= 20]
 
 
-def real_tokens(cache: Path, n: int, n_queries: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def real_tokens(cache: Path, n: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """(n, T, 384) documents and the queries' sets, encoded once."""
-    path = cache / f"tokens{n}.npz"
+    path = cache / f"token-sets-{n}.npz"
     if not path.exists():
         from etude.nets.minilm import encode_tokens
 
         documents, queries = texts()
         long = [text for text in documents if len(text.split()) >= T + 10]
         sets = encode_tokens(long[:n], max_tokens=T + 2)
-        asked = encode_tokens(queries[:n_queries], max_tokens=34)
+        asked = encode_tokens(queries, max_tokens=34)
         sizes = [len(one) for one in asked]
         np.savez(path, documents=np.stack([s[:T] for s in sets]), queries=np.concatenate(asked),
                  sizes=sizes)  # fmt: skip

@@ -157,6 +157,17 @@ def test_a_comparison_of_indexes_on_ray_keeps_every_arm():
     assert {row.method for row in rows} == {*board.run.spec["methods"], board.run.spec["baseline"]}
 
 
+def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch):
+    ray = pytest.importorskip("ray", reason="the extra etude[ray] is not installed")
+
+    def timeout(**_):
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(ray, "init", timeout)
+    with pytest.raises(EtudeError, match=r"ray://10\.0\.0\.5:10001 does not answer; start a"):
+        compare("wine", methods=["naive_bayes_probe"], seeds=1, on="ray://10.0.0.5:10001")
+
+
 def test_failures_are_rows_and_deny_a_verdict(monkeypatch):
     from etude.heads import GaussianNBProbe
 

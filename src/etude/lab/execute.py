@@ -112,13 +112,18 @@ def _processes(
             yield from future.result()
 
 
-def _ray_trials(
-    plan: Plan, data: Dataset, known: list[Row], batch: list[tuple[int, str]]
-) -> Iterator[tuple[int, str, list[Row]]]:
-    for seed, name in batch:
-        rows: list[Row] = []
-        Trial(plan, data, name, seed, known, rows.extend).run()
-        yield seed, name, rows
+def _ray_trial(
+    plan: Plan, data: Dataset, known: list[Row], seed: int, name: str
+) -> tuple[int, str, list[Row]]:
+    rows: list[Row] = []
+    Trial(plan, data, name, seed, known, rows.extend).run()
+    return seed, name, rows
+
+
+class _InTurn:
+    """An actor of Ray's does what it is asked in order, in one process."""
+
+    trial = staticmethod(_ray_trial)
 
 
 def _ray(
@@ -131,20 +136,27 @@ def _ray(
     except ImportError:
         raise EtudeError('--on ray needs Ray: pip install "etude[ray]"') from None
     address = None if on == "ray" else on
-    ray.init(address=address, include_dashboard=False, log_to_driver=False)
     try:
-        plan_ref, data_ref, known_ref = ray.put(plan), ray.put(data), ray.put(known)
-        task: Any = ray.remote(num_returns="streaming")(_ray_trials)  # each row as it comes
-        shared = plan_ref, data_ref, known_ref
-        waiting: list[Any] = [task.remote(*shared, batch) for batch in batches(plan)]
+        ray.init(address=address, include_dashboard=False, log_to_driver=False)
+    except ConnectionError:
+        raise EtudeError(
+            f"{on} does not answer; start a cluster there (ray start --head), with the Python and "
+            "Ray of this process, and set RAY_AUTH_MODE=token here if it has a token"
+        ) from None
+    try:
+        shared = ray.put(plan), ray.put(data), ray.put(known)
+        task: Any = ray.remote(_ray_trial)
+        actor: Any = ray.remote(num_cpus=1)(_InTurn)
+        waiting: dict[Any, Any] = {}  # an actor ends, and makes room, when nobody holds it
+        for batch in batches(plan):
+            worker = actor.remote() if len(batch) > 1 else None
+            ask = task if worker is None else worker.trial
+            waiting |= {ask.remote(*shared, *unit): worker for unit in batch}
+            del ask, worker
         while waiting:
-            ready, waiting = ray.wait(waiting)
-            coming: Any = ready[0]
-            try:
-                seed, name, rows = ray.get(next(coming))
-            except StopIteration:
-                continue
-            waiting.append(coming)
+            ready, _ = ray.wait(list(waiting))
+            seed, name, rows = ray.get(ready[0])
+            del waiting[ready[0]]
             book.add(rows)
             yield seed, name
     finally:

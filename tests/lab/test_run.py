@@ -168,6 +168,20 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch):
         compare("wine", methods=["naive_bayes_probe"], seeds=1, on="ray://10.0.0.5:10001")
 
 
+def _out_of_memory(*_, **__):
+    import ray
+
+    raise ray.exceptions.OutOfMemoryError("2 worker(s) were killed. Memory on the node was ...")
+
+
+@pytest.mark.timeout(400)
+def test_a_lost_worker_is_one_line(monkeypatch):
+    ray = pytest.importorskip("ray", reason="the extra etude[ray] is not installed")
+    monkeypatch.setattr(ray, "wait", _out_of_memory)
+    with pytest.raises(EtudeError, match=r"Ray lost a worker: 2 worker\(s\) were killed; give the"):
+        compare("wine", methods=["naive_bayes_probe"], seeds=1, on="ray")
+
+
 def test_failures_are_rows_and_deny_a_verdict(monkeypatch):
     from etude.heads import GaussianNBProbe
 

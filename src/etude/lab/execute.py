@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -137,7 +138,12 @@ def _ray(
         raise EtudeError('--on ray needs Ray: pip install "etude[ray]"') from None
     address = None if on == "ray" else on
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except ConnectionError:
         raise EtudeError(
             f"{on} does not answer; start a cluster there (ray start --head), with the Python and "
@@ -159,5 +165,10 @@ def _ray(
             del waiting[ready[0]]
             book.add(rows)
             yield seed, name
+    except ray.exceptions.RayTaskError:
+        raise  # of the trial itself
+    except ray.exceptions.RayError as error:
+        why = str(error).partition(". ")[0].splitlines()[0]
+        raise EtudeError(f"Ray lost a worker: {why}; give the command again to go on") from None
     finally:
         ray.shutdown()

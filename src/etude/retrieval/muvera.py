@@ -158,7 +158,7 @@ class MuveraEncoder:
         """(N, T, D), or N arrays (T, D), or (N, D) for one token a set -> (N, M) encodings.
 
         float32 (and float16) tokens give float32, all others float64. Beside the result and the
-        concatenated tokens this takes about WORK_BYTES (64 MiB) of memory, however many sets.
+        concatenated tokens this takes about WORK_BYTES (64 MiB), or what one long set takes.
 
         Raises EtudeError: no set, a set without tokens, a wrong width, values not finite.
         """

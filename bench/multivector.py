@@ -159,7 +159,7 @@ def encoding(documents: np.ndarray, encoder: MuveraEncoder, n_rounds: int) -> No
 
 
 def plaid(
-    python: str, kept: Path, documents: np.ndarray, queries: list, true: np.ndarray
+    python: str, kept: Path, rounds: int, documents: np.ndarray, queries: list, true: np.ndarray
 ) -> list[tuple[float, float]]:
     """For each setting of pylate's PLAID, in its own environment: median ms a query and recall.
 
@@ -169,8 +169,9 @@ def plaid(
         np.save(f"{folder}/documents.npy", documents)
         np.savez(f"{folder}/queries.npz", *queries)
         done = subprocess.run(
-            [python, str(worker), folder, str(kept)], capture_output=True, text=True, check=False
-        )
+            [python, str(worker), folder, str(kept), str(rounds)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     if done.returncode:
         print("PLAID failed: " + (done.stderr.strip().splitlines() or ["?"])[-1][:200])
         return []
@@ -192,6 +193,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--each", type=int, default=10, help="queries a round")
     parser.add_argument("--plaid-python", help="python of an environment with pylate 1.2.0")
+    parser.add_argument("--plaid-rounds", type=int, default=4, help="of k-means; pylate's are 4")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     n = options.documents
@@ -273,7 +275,8 @@ def main() -> None:
     goal("candidates of token search over MUVERA's", saved, saved >= 2, aim)
     if options.plaid_python is None:
         print("PLAID is not there: give --plaid-python an environment with pylate 1.2.0")
-    elif told := plaid(options.plaid_python, options.cache / "plaid", documents, tested, wanted):
+    elif told := plaid(options.plaid_python, options.cache / "plaid", options.plaid_rounds,
+                       documents, tested, wanted):  # fmt: skip
         # The quickest setting that finds enough, else the one that finds most.
         ms, its_recall = min(told, key=lambda one: (one[1] < GOAL, one[0] if one[1] >= GOAL else
                                                     -one[1]))  # fmt: skip

@@ -277,13 +277,24 @@ def main() -> None:
         print("PLAID is not there: give --plaid-python an environment with pylate 1.2.0")
     elif told := plaid(options.plaid_python, options.cache / "plaid", options.plaid_rounds,
                        documents, tested, wanted):  # fmt: skip
-        # The quickest setting that finds enough, else the one that finds most.
-        ms, its_recall = min(told, key=lambda one: (one[1] < GOAL, one[0] if one[1] >= GOAL else
-                                                    -one[1]))  # fmt: skip
-        better = contenders[best].recall >= max(GOAL, its_recall)  # of a lower one it is enough
-        aim = f"3 at no less recall ({contenders[best].recall:.3f}, {its_recall:.3f})"
-        ratio = ms / middle[best]
-        goal("PLAID's latency over MUVERA's", ratio, better and ratio >= 3, aim)
+        # Against each of its settings: as few candidates as find no less than it does.
+        ratios = []
+        for ms, its_recall in told:
+            for n_alike in LADDER:
+                held = share([verified(documents, q, by_signs(q, n_alike)) for q in tested], wanted)
+                if held >= its_recall:
+                    break
+            spent = []
+            for query in tested:
+                started = time.perf_counter()
+                verified(documents, query, by_signs(query, n_alike))
+                spent.append(1e3 * (time.perf_counter() - started))
+            alike = statistics.median(spent)
+            ratios.append(ms / alike if held >= its_recall else 0.0)
+            print(f"at its recall {its_recall:.3f}: MUVERA signs {n_alike} finds {held:.3f} in "
+                  f"{alike:.1f} ms, {ratios[-1]:.1f} times as fast")  # fmt: skip
+        good = min(ratios) >= 3
+        goal("PLAID's latency over MUVERA's at its recall", min(ratios), good, "at least 3")
     print("\n".join(GOALS))
 
 

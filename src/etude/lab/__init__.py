@@ -1,6 +1,6 @@
 """Trying: data, splits, budget, runs, statistics, ledger, report, artifact, serve.
 
-``judge`` turns paired values into a verdict; ``try_method`` and ``compare`` do what the
+``judge`` turns paired values into a verdict; ``try_method``, ``compare`` and ``keep`` do what the
 commands of the same names do.
 """
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from etude.lab.verdict import Verdict, judge
 
 if TYPE_CHECKING:
-    from etude.lab.run import compare, try_method
+    from etude.lab.run import compare, keep, try_method
 
-__all__ = ["Verdict", "compare", "judge", "try_method"]
+__all__ = ["Verdict", "compare", "judge", "keep", "try_method"]
 
 
 def __getattr__(name: str) -> Any:
     # Running needs torch; judging does not, so the two are imported on first use only.
-    if name in ("compare", "try_method"):
+    if name in ("compare", "keep", "try_method"):
         from etude.lab import run
 
         return getattr(run, name)

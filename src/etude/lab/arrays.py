@@ -84,14 +84,18 @@ def read_npz(path: Path, *, missing: str, need_labels: bool, forced: bool) -> Da
             )
     if target is None and need_labels:
         raise EtudeError(f"{path} must hold an array y with the labels; np.savez(path, x=x, y=y)")
+    several, y, classes = None, None, None
     if target is not None and target.ndim == 2 and target.shape[1] > 1:
         if missing == "drop":
             raise EtudeError(f"{path}: rows with several labels go with --missing median, not drop")
-        several, names = labels_of_array(target, str(path))
-        data = finish(path, x, None, names, tokens, missing)
-        return replace(data, labels=several, schema={**data.schema, "target": "y"})
-    y, classes = (None, None) if target is None else labels(target, path, forced)
-    return finish(path, x, y, classes, tokens, missing)
+        several, classes = labels_of_array(target, str(path))
+    elif target is not None:
+        y, classes = labels(target, path, forced)
+    data = finish(path, x, y, classes, tokens, missing)
+    more: dict[str, Any] = {} if target is None else {"target": "y"}
+    if tokens is not None and not arrays.keys() & {"x", "embeddings"}:
+        more["sets"] = int(tokens[0].shape[1])  # a row is a set, and its mean the features
+    return replace(data, labels=several, schema={**data.schema, **more})
 
 
 def sets_of(tokens: np.ndarray, lengths: np.ndarray, path: Path) -> np.ndarray:

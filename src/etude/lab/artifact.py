@@ -26,6 +26,7 @@ import etude
 from etude.core import EtudeError, require
 from etude.lab.row import Row
 from etude.lab.rows import encode_rows
+from etude.lab.sets import encode_sets, mean_of_sets
 
 __all__ = ["CARD_FIELDS", "FORMAT", "Artifact", "check_free", "load_artifact", "save_artifact"]
 
@@ -77,14 +78,17 @@ class Artifact:
 
         Args:
             rows: a list of rows, each a list in the order of the columns or a dict by column
-                name, or an array (N, D).
+                name, or an array (N, D); a list of sets of vectors where it learned from sets.
 
         Raises:
             EtudeError: a value is absent, of the wrong kind or not finite (row and column are
                 named), or the answer is not finite.
         """
         schema = self.schema or {"format": "array", "n_features": self._width(rows)}
-        found = np.asarray(self.predictor.predict(encode_rows(schema, rows)))
+        x = (encode_sets if "sets" in schema else encode_rows)(schema, rows)
+        if "sets" in schema and not self.config.get("facts", {}).get("given_tokens"):
+            x = mean_of_sets(x)
+        found = np.asarray(self.predictor.predict(x))
         if np.issubdtype(found.dtype, np.floating) and not np.isfinite(found).all():
             where = int(np.flatnonzero(~np.isfinite(found.reshape(len(found), -1)).all(axis=1))[0])
             raise EtudeError(f"inputs: the answer for row {where + 1} is not a finite number")

@@ -69,8 +69,11 @@ def keep_winner(board: Board, book: Ledger, to: Path, method: str | None) -> dic
         "data_hash": plan.data_hash,
         "run": board.run.id,
     }
+    schema = dict(data.schema)
+    if predictor.facts.get("given_tokens"):  # even where features were given beside the sets
+        schema["sets"] = predictor.facts["token_dim"]
     folder = save_artifact(
-        to, predictor=predictor, schema=data.schema, classes=data.classes, card=facts,
+        to, predictor=predictor, schema=schema, classes=data.classes, card=facts,
         rows=rows, report_html=report_html(board, rows),
     )  # fmt: skip
     return {

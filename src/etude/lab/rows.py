@@ -63,10 +63,7 @@ def encode_rows(schema: Mapping[str, Any], rows: Any) -> np.ndarray:
         EtudeError: a value is absent, of the wrong kind, not finite, or a category that the
             training data did not have; the message names row and column.
     """
-    if isinstance(rows, np.ndarray):
-        rows = rows.tolist()
-    if not isinstance(rows, Sequence) or isinstance(rows, str | bytes) or not rows:
-        raise EtudeError(f"inputs must be a list of at least one row, got {short(rows)}")
+    rows = checked_rows(rows)
     names = (
         [str(j) for j in range(schema["n_features"])]
         if schema["format"] != "table"
@@ -80,6 +77,15 @@ def encode_rows(schema: Mapping[str, Any], rows: Any) -> np.ndarray:
         for j, column in enumerate(schema["columns"])
     ]
     return encode_columns(schema, values, len(table), where="inputs")
+
+
+def checked_rows(rows: Any) -> Sequence[Any]:
+    """The rows as a sequence of at least one."""
+    if isinstance(rows, np.ndarray):
+        rows = rows.tolist()
+    if not isinstance(rows, Sequence) or isinstance(rows, str | bytes) or not rows:
+        raise EtudeError(f"inputs must be a list of at least one row, got {short(rows)}")
+    return rows
 
 
 def in_order(row: Any, names: list[str], i: int, schema: Mapping[str, Any]) -> Sequence[Any]:

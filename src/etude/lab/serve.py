@@ -77,12 +77,15 @@ def make_app(artifact: Artifact) -> FastAPI:
             {name: c[name] for name in ("name", "kind", "categories") if name in c}
             for c in artifact.schema.get("columns", ())
         ]
+        told, key, row = "numbers", "n_features", "[...]"
+        if "sets" in artifact.schema and not columns:
+            told, key, row = "sets of vectors of", "sets", "[[...], ...]"
         return {
             "what": f"{artifact.card.get('method')}, kept by etude",
             "card": dict(artifact.card),
-            "inputs": columns or {"numbers": artifact.schema.get("n_features")},
+            "inputs": columns or {told: artifact.schema.get(key)},
             "classes": list(artifact.classes),
-            "use": "POST /invocations with {'inputs': [[...], ...]}",
+            "use": f"POST /invocations with {{'inputs': [{row}, ...]}}",
         }
 
     @app.get("/health")

@@ -16,10 +16,14 @@ import polars as pl
 from etude.core import EtudeError
 from etude.lab.columns import MISSING, Table
 from etude.lab.kinds import read_labels
+from etude.lab.rows import cell, checked_rows, in_order, number, refuse, short
 from etude.lab.tables import read_parquet
 from etude.tasks.base import Dataset
 
-__all__ = ["cut_sets", "has_vectors", "mean_of_sets", "read_vectors", "set_bytes", "text_sets"]
+__all__ = [
+    "cut_sets", "encode_sets", "has_vectors", "mean_of_sets", "read_vectors", "set_bytes",
+    "text_sets",
+]  # fmt: skip
 
 SAVE = "write lists of numbers (a vector a row) or lists of such lists (a set of vectors a row)"
 
@@ -122,6 +126,7 @@ def read_vectors(
     others = [*(c for c in flat if c != target), *(c for c in nested if c != name)]
     schema: dict[str, Any] = {
         "format": "array", "n_features": x.shape[1], "target": target,
+        **({"sets": x.shape[1]} if is_set else {}),
         "target_why": target_why if target else "", "why": why, "missing": missing,
         "dropped_rows": int((~keep).sum()),
         "ignored": [{"name": c, "why": "vectors are read alone"} for c in others],
@@ -196,6 +201,7 @@ def text_sets(table: Table, name: str) -> Dataset:
     ignored = [{"name": c["name"], "why": "a search by tokens reads the text alone"} for c in rest]
     schema = {
         **table.schema,
+        "sets": tokens[0].shape[1],
         "columns": [c for c in table.schema["columns"] if c["kind"] == "text"],
         "ignored": [*table.schema["ignored"], *ignored],
     }
@@ -203,3 +209,42 @@ def text_sets(table: Table, name: str) -> Dataset:
         name=name, x=mean_of_sets(tokens), y=table.y, classes=table.classes, tokens=tokens,
         schema=schema,
     )  # fmt: skip
+
+
+def encode_sets(schema: Mapping[str, Any], rows: Any) -> np.ndarray:
+    """Raw rows to sets of vectors, as the training data's were made; ``encode_rows`` for sets.
+
+    Args:
+        schema: ``Dataset.schema``, with the width of a vector at "sets".
+        rows: a list of rows: lists of vectors, or arrays (T, D); a table's are a list or a dict
+            with the one text.
+
+    Returns:
+        What ``cut_sets`` gives.
+
+    Raises:
+        EtudeError: a row is no set, it is empty, or a number is not finite; the row is named.
+    """
+    rows, width = checked_rows(rows), schema["sets"]
+    if schema["format"] == "table":
+        from etude.nets.minilm import encode_tokens
+
+        column = schema["columns"][0]
+        names = [column["name"]]
+        sets = encode_tokens(
+            [cell(column, in_order(row, names, i, schema)[0], i) for i, row in enumerate(rows, 1)]
+        )
+        return cut_sets(np.concatenate(sets), np.array([len(one) for one in sets]))
+    vectors: list[list[float]] = []
+    sizes = []
+    for i, row in enumerate(rows, 1):
+        row = row.tolist() if isinstance(row, np.ndarray) else row
+        if not isinstance(row, list | tuple) or not row:
+            raise EtudeError(f"inputs: row {i} must be a list of vectors, got {short(row)}")
+        for n, one in enumerate(row, 1):
+            one = one.tolist() if isinstance(one, np.ndarray) else one
+            if not isinstance(one, list | tuple) or len(one) != width:
+                refuse(i, f"vector {n}", f"a list of {width} numbers", one)
+            vectors.append([number(value, i, f"vector {n}") for value in one])
+        sizes.append(len(row))
+    return cut_sets(np.array(vectors, dtype=np.float32), np.array(sizes))

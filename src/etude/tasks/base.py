@@ -192,7 +192,10 @@ class Predictor:
     arrays: dict[str, np.ndarray]
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """(B, D) rows as in ``Dataset.x`` -> what the task answers for each of them."""
+        """(B, D) rows as in ``Dataset.x`` -> what the task answers for each of them.
+
+        Where ``facts["given_tokens"]`` is true, token sets as in ``Dataset.tokens``.
+        """
         from etude.tasks import get_task
 
         return get_task(self.task).predict(self, x)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from etude.core import card_of, load
+from etude.core import card_of, load, require
 from etude.tasks import measures
 from etude.tasks.base import Arm, Dataset, Predictor, Split
 from etude.tasks.baselines import (
@@ -181,9 +181,9 @@ class Probe:
         seen = altered(data, split.train, self.settings, seed)
         assert seen.y is not None
         facts = describe(seen, split.train, seed) | class_facts(arm, data)
-        facts["given_tokens"] = data.tokens is not None
+        facts["given_tokens"] = data.tokens is not None and wants_tokens(arm.method)
         parts = self.assemble(arm, facts, knobs)
-        inputs = _inputs(arm.method, data.x[split.train], data.tokens, split.train, facts)
+        inputs = _inputs(arm.method, _read(data, split.train, facts), facts)
         flat = inputs.reshape(-1, inputs.shape[-1])
         # Sentences are compared with names: both stay where the encoder put them.
         beside_words = any(name in asks(arm.method) for name in WORDS)
@@ -198,12 +198,10 @@ class Probe:
             parts["method"].fit(inputs, target)
         return Predictor(self.name, arm.name, facts, dict(knobs), parts, arrays)
 
-    def logits(
-        self, predictor: Predictor, x: np.ndarray, tokens: np.ndarray | None = None
-    ) -> np.ndarray:
-        """(B, D) rows (or their given tokens) -> (B, K)."""
-        method, rows = predictor.parts["method"], np.arange(len(x))
-        inputs = _inputs(type(method), x, tokens, rows, predictor.facts)
+    def logits(self, predictor: Predictor, x: np.ndarray) -> np.ndarray:
+        """(B, D) rows, or (B, T, D') where the head reads tokens that were given -> (B, K)."""
+        method = predictor.parts["method"]
+        inputs = _inputs(type(method), x, predictor.facts)
         inputs = (inputs - predictor.arrays["mean"]) / predictor.arrays["scale"]
         if not is_module(method):
             return _widened(np.asarray(method.logits(inputs)), predictor.facts["n_classes"])
@@ -220,28 +218,30 @@ class Probe:
         """Accuracy, balanced accuracy and log loss of the part."""
         assert data.y is not None
         rows = getattr(split, part)
-        tokens = None if data.tokens is None else data.tokens[rows]
-        return measures.classification(self.logits(predictor, data.x[rows], tokens), data.y[rows])
+        logits = self.logits(predictor, _read(data, rows, predictor.facts))
+        return measures.classification(logits, data.y[rows])
 
     def predict(self, predictor: Predictor, x: np.ndarray) -> np.ndarray:
-        """(B, D) rows -> (B,) class ids."""
+        """Rows as ``logits`` reads them -> (B,) class ids."""
         return self.logits(predictor, x).argmax(axis=1)
 
 
-def _inputs(
-    method: Any,
-    x: np.ndarray,
-    tokens: np.ndarray | None,
-    rows: np.ndarray,
-    facts: Mapping[str, Any],
-) -> np.ndarray:
-    """What the head reads: features (B, D), or tokens (B, T, D), given or cut from images."""
+def _read(data: Dataset, rows: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+    """The features of the rows, or their given tokens where the head reads those."""
+    if not facts["given_tokens"]:
+        return data.x[rows]
+    assert data.tokens is not None
+    return data.tokens[rows]
+
+
+def _inputs(method: Any, x: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+    """What the head reads: features (B, D), or tokens (B, T, D'), given or cut from images."""
     if not wants_tokens(method):
         return x
     if facts["given_tokens"]:
-        if tokens is None:  # served rows are token sets, flattened
-            return x.reshape(len(x), facts["n_tokens"], facts["token_dim"])
-        return tokens[rows]
+        shape = (facts["n_tokens"], facts["token_dim"])
+        require(x.shape[1:] == shape, "inputs", f"sets of {shape[0]} vectors, as it learned", x)
+        return x
     return patch_tokens(x, tuple(facts["image_shape"]))
 
 

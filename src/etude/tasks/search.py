@@ -80,6 +80,8 @@ class Search:
         facts = describe(data, split.train, seed)
         parts = self.assemble(arm, facts, knobs)
         method = parts["method"]
+        by_vector = "vectors" in asks(method.encode_queries)
+        facts["given_tokens"] = data.tokens is not None and not by_vector
         if hasattr(method, "fit"):
             method.fit(_unit(data.x[split.train]))
         codes = method.encode_documents(_asked(method.encode_documents, data, split.train))
@@ -107,11 +109,17 @@ class Search:
         return measures.neighbors(np.asarray(codes), predictor.arrays["codes"], TOP)
 
     def predict(self, predictor: Predictor, x: np.ndarray) -> np.ndarray:
-        """(B, D) rows -> (B, 10) numbers of the training rows that rank first."""
+        """(B, D) rows -> (B, 10) numbers of the training rows that rank first.
+
+        Where the documents' token sets were given, rows are token sets too: (B, T, D) or B
+        objects (T, D).
+        """
         shape = predictor.facts.get("image_shape")
+        given = predictor.facts.get("given_tokens", False)
         data = Dataset(
-            name="rows", x=x, y=None, image_shape=None if shape is None else tuple(shape)
-        )
+            name="rows", x=x, y=None, image_shape=None if shape is None else tuple(shape),
+            tokens=x if given else None,
+        )  # fmt: skip
         return self._find(predictor, data, np.arange(len(x)))
 
 

@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from etude.cli.compare import command
+from etude.cli.try_ import command as tried
 from etude.core import EtudeError
 from etude.lab import compare
 from etude.lab.ledger import Ledger
@@ -136,12 +137,12 @@ def test_the_command_answers_which_how_large_how_fast(tmp_path, data):
     found = CliRunner().invoke(
         command, [str(tmp_path / "v.npy"), "--task", "search", "--recall", "0.9", "--seeds", "2",
                   "--tune", "1", "--report", str(tmp_path / "r"), "--ledger", ledger,
-                  "--methods", "signs_verified,eight_bits,one_bit"],
+                  "--methods", "retrieval.bidr,eight_bits,one_bit"],
     )  # fmt: skip
     assert found.exit_code == 0, found.output
     words = " ".join(found.output.split())
     assert "encode on v (recall=0.9)" in words
-    assert "Smallest: Signs, then full vectors," in words
+    assert "Smallest: Signs, then full vectors (BiDR)," in words
     assert "20 B a vector" in words
     assert "n_verified=" in words
     shown = [line for line in found.output.splitlines() if not line.startswith("report")]
@@ -154,12 +155,23 @@ def test_the_command_answers_which_how_large_how_fast(tmp_path, data):
 def test_keep_takes_the_setting_that_was_chosen(tmp_path, data):
     np.save(tmp_path / "v.npy", data.x)
     ledger = str(tmp_path / "l.db")
-    board = compare(tmp_path / "v.npy", methods=["signs_verified"], task="encode", seeds=2,
+    board = compare(tmp_path / "v.npy", methods=["retrieval.bidr"], task="encode", seeds=2,
                     tune=1, settings=("recall=0.97",), ledger=ledger)  # fmt: skip
-    rows = [r for r in Ledger(ledger).rows(board.run.id) if r.method == "signs_verified"]
+    rows = [r for r in Ledger(ledger).rows(board.run.id) if r.method == "retrieval.bidr"]
     chosen = {r.params["n_verified"] for r in rows}
-    kept = keep(board.run.id, tmp_path / "kept", "signs_verified", ledger)
+    kept = keep(board.run.id, tmp_path / "kept", "retrieval.bidr", ledger)
     assert kept["metric"] == "queries_per_s"
-    entry = next(e for e in board.entries if e.method == "signs_verified")
+    entry = next(e for e in board.entries if e.method == "retrieval.bidr")
     assert entry.params["n_verified"] in chosen
     assert _unit(data.x).dtype == np.float32
+
+
+def test_bidr_is_tried_by_its_own_name(tmp_path, data):
+    np.save(tmp_path / "v.npy", data.x)
+    found = CliRunner().invoke(
+        tried, ["bidr", "--data", str(tmp_path / "v.npy"), "--setting", "recall=0.9", "--seeds",
+                "1", "--tune", "1", "--report", str(tmp_path / "r"), "--ledger",
+                str(tmp_path / "l.db")],
+    )  # fmt: skip
+    assert found.exit_code in (0, 1), found.output
+    assert "Signs, then full vectors (BiDR)" in " ".join(found.output.split())

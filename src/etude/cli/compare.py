@@ -33,6 +33,7 @@ def command(
       etude compare flowers.csv --target species --seeds 10 --jobs 2
       etude compare digits --task train --setting noise=0.4
       etude compare vectors.npy --task search --recall 0.95
+      etude compare pairs.npz --task match
 
     Exit status 1 where every method failed.
     """

@@ -19,13 +19,13 @@ from etude.lab.labels import labels_of_array
 from etude.lab.sets import cut_sets, mean_of_sets
 from etude.tasks.base import Dataset
 
-__all__ = ["read_npy", "read_npz"]
+__all__ = ["read_npy", "read_npz", "unpack"]
 
 LARGEST = 4 << 30  # bytes of one array
 BOMB_BYTES = 256 << 20  # what grows beyond this size by more than BOMB_RATIO is not unpacked
 BOMB_RATIO = 200
 MOST_NAMES = 1000
-KEYS = ("x", "embeddings", "tokens", "lengths", "y")
+KEYS = ("x", "embeddings", "tokens", "lengths", "y", "queries", "items")
 
 
 def read_npy(path: Path, *, missing: str, need_labels: bool) -> Dataset:
@@ -75,7 +75,8 @@ def read_npz(path: Path, *, missing: str, need_labels: bool, forced: bool) -> Da
         x = tokens.mean(axis=1) if x is None and tokens.shape[1] else x
     if x is None:
         raise EtudeError(
-            f"{path} must hold an array x, embeddings or tokens; save np.savez(path, x=x, y=y)"
+            f"{path} must hold an array x, embeddings or tokens (queries and items are for --task "
+            "match); save np.savez(path, x=x, y=y)"
         )
     for name, array in (("y", target), ("tokens", tokens)):
         if array is not None and (array.ndim < 1 or len(array) != len(x)):

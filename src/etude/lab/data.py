@@ -193,7 +193,8 @@ def take(data: Dataset, limit: int) -> Dataset:
     y = None if data.y is None else data.y[rows]
     tokens = None if data.tokens is None else data.tokens[rows]
     labels = None if data.labels is None else data.labels[rows]
-    return replace(data, x=data.x[rows], y=y, tokens=tokens, labels=labels)
+    items = None if data.items is None else data.items[rows]
+    return replace(data, x=data.x[rows], y=y, tokens=tokens, labels=labels, items=items)
 
 
 def content_hash(data: Dataset) -> str:
@@ -210,6 +211,8 @@ def content_hash(data: Dataset) -> str:
         digest.update(np.ascontiguousarray(array).data)
     if data.labels is not None:
         digest.update(f"labels{data.labels.shape};".encode() + data.labels.tobytes())
+    if data.items is not None:
+        digest.update(f"items{data.items.shape};".encode() + data.items.tobytes())
     return digest.hexdigest()
 
 

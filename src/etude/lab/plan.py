@@ -16,6 +16,7 @@ from etude import __version__
 from etude.core import EtudeError, require
 from etude.lab.classes import with_class_facts
 from etude.lab.data import load_dataset
+from etude.lab.pairs import load_pairs
 from etude.lab.row import fingerprint
 from etude.tasks import arm_of, arms, get_task, metrics_of, notes_of, task_of
 from etude.tasks.base import METRICS, Arm, Dataset, Split
@@ -162,6 +163,10 @@ def make_plan(
 
 def open_data(source: str, reading: Mapping[str, Any], *, task: str) -> Dataset:
     """The data of a plan, read with its options; what a search reads need not have labels."""
+    if task == "match":
+        return load_pairs(
+            source, target=reading["target"], kinds=reading["kinds"], missing=reading["missing"]
+        )
     data = load_dataset(
         source, target=reading["target"], kinds=reading["kinds"], missing=reading["missing"],
         need_labels=task not in UNLABELED, token_sets=task == "search",

@@ -94,10 +94,10 @@ def _entry(
         if metric != plan.metric
     }
     baseline = values[plan.baseline]
-    card = cards().get(name)
+    own_arms = get_task(plan.task).baselines  # an index may have a plainer title than its paper
     return Entry(
         method=name,
-        title=card.title if card else get_task(plan.task).baselines[name].title,
+        title=own_arms[name].title if name in own_arms else cards()[name].title,
         arm="baseline" if name == plan.baseline else "ours",
         value=_mean(list(own.values())),
         default_value=_mean(list(default.values())),

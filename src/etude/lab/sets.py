@@ -21,8 +21,8 @@ from etude.lab.tables import read_parquet
 from etude.tasks.base import Dataset
 
 __all__ = [
-    "cut_sets", "encode_sets", "has_vectors", "mean_of_sets", "read_vectors", "set_bytes",
-    "text_sets",
+    "cut_sets", "encode_sets", "has_vectors", "is_nested", "mean_of_sets", "read_cells",
+    "read_vectors", "set_bytes", "text_sets",
 ]  # fmt: skip
 
 SAVE = "write lists of numbers (a vector a row) or lists of such lists (a set of vectors a row)"
@@ -85,7 +85,7 @@ def read_vectors(
     if len(used) > 1:
         raise EtudeError(
             f"{path} must have one column of vectors, got {', '.join(used)}; "
-            f"leave one out with --as {used[-1]}=ignore"
+            f"leave one out with --as {used[-1]}=ignore, or, of pairs, try --task match"
         )
     if missing not in MISSING or missing == "median":
         raise EtudeError(f"{path}: rows of vectors go with --missing error or drop, got {missing}")

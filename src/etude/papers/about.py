@@ -13,10 +13,13 @@ from etude.papers.signature import signature
 
 __all__ = ["about", "commands"]
 
-# Heads whose claim has an experiment of its own and which the task probe can try too, on a table
-# of texts or of features: what `etude try` needs to know. A list, since to ask the task itself
+# Methods whose claim has an experiment of its own and which a task can try too, on a file of the
+# user's: what `etude try` needs to know. A list, since to ask the task itself
 # loads torch; a test holds it to the task's answer.
 ADOPTED = {
+    "bidr": "--data FILE --setting recall=0.95",
+    "dbnorm": "--data PAIRS.npz",
+    "relative_representation": "--data PAIRS.npz",
     "classify_by_description": "--data FILE --setting zero_shot --descriptions PHRASES.json",
     "laplacian_transductive_clustering": "--data FILE --setting shots=5 --setting transductive",
     "loki_frechet_mean": "--data FILE --setting unseen --labels-metric DISTANCES.csv",

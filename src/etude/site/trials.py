@@ -23,6 +23,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 
 from etude.core import Card, EtudeError, cards, require
+from etude.papers.about import commands
 from etude.papers.entry import Entry
 from etude.site import uploads
 from etude.site.guard import address, limit, reader
@@ -95,7 +96,7 @@ def form_facts(site: Site, paper: str, method: str) -> dict[str, Any] | None:
     return {
         "action": f"/papers/{quote(paper)}/try", "page": f"/papers/{quote(paper)}",
         "method": card.slug, "title": card.title, "task": card.task,
-        "is_experiment": card.task == "experiment", "verify": f"etude verify {card.slug}",
+        "is_experiment": card.task == "experiment", "commands": commands(card),
         "allowed": settings.allow_trials, "off": OFF, "needs_token": bool(settings.token),
         "data": sets, "suffixes": uploads.SUFFIXES, "missing": MISSING, "seeds": SEEDS,
         "minutes": f"{settings.trial_s / 60:.3g}", "upload_mb": f"{settings.upload_bytes / 1e6:g}",

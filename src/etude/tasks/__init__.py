@@ -18,6 +18,7 @@ __all__ = [
 
 TASKS = {
     "probe": "Probe", "train": "Train", "search": "Search", "detect": "Detect", "encode": "Encode",
+    "match": "Match",
 }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class Dataset:
         image_shape: (C, H, W) where a row is an image, else None.
         tokens: (N, T, D') float32 where each sample is a set of token vectors; (N,) objects, each
             (T, D') float32, where the sets differ in size; else None.
+        items: (N, E) float32 where each row is a query and has its right item; else None.
         labels: (N, L) bool where a row has any number of L labels; then `y` is None and
             `classes` are the names of the labels.
         class_distances: (K, K) distances between the classes where they were given, else None.
@@ -48,6 +49,7 @@ class Dataset:
     classes: tuple[str, ...] = ()
     image_shape: tuple[int, int, int] | None = None
     tokens: np.ndarray | None = None
+    items: np.ndarray | None = None
     labels: np.ndarray | None = None
     class_distances: np.ndarray | None = None
     descriptions: Mapping[str, Sequence[str]] | None = None

@@ -48,7 +48,7 @@ ARMS = {
     "eight_bits": Arm("eight_bits", "A byte a coordinate", EightBits),
     "one_bit": Arm("one_bit", "A bit a coordinate", OneBit),
     "product_codes": Arm("product_codes", "Product codes (OPQ)", ProductCodes),
-    "signs_verified": Arm("signs_verified", "Signs, then full vectors", SignsVerified),
+    "retrieval.bidr": Arm("retrieval.bidr", "Signs, then full vectors (BiDR)", SignsVerified),
     "funnel_verified": Arm("funnel_verified", "Components, then full vectors", PrefixFunnel),
     "faiss_hnsw": Arm("faiss_hnsw", "faiss HNSW16", FaissIndex),
     "faiss_ivf": Arm("faiss_ivf", "faiss IVF", _inverted_lists),
@@ -78,6 +78,11 @@ class Encode:
         if "recall" in self.settings:
             return ARMS
         return {"components": ARMS["components"], **ARMS}
+
+    @property
+    def adopted(self) -> Mapping[str, Arm]:
+        """BiDR's index over the vectors as they are; what its encoders learn needs queries."""
+        return {"retrieval.bidr": ARMS["retrieval.bidr"]}
 
     def why_not(self, arm: Arm, data: Dataset) -> str | None:
         """faiss is a peer that need not be there; what verifies by vectors is no code."""

@@ -131,7 +131,8 @@ def test_levels_against_loops(trained):
 
     def cosine(x, y, x_map=None, y_map=None):
         x, y = x / x.norm(), y / y.norm()
-        return float((x if x_map is None else x @ x_map) @ (y if y_map is None else y @ y_map))
+        mapped = x if x_map is None else x @ x_map
+        return float((mapped @ (y if y_map is None else y @ y_map)).detach())
 
     for b in range(2):
         for n in range(6):

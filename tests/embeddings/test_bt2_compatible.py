@@ -111,7 +111,7 @@ def test_rotations_stay_rotations_in_training(drawn):
         loss = bt2_loss(head.parts(h), TARGET, *others)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 1
     assert head.turn_old.skew.abs().max() > 0.1
     for turn in (head.turn_new, head.turn_old):

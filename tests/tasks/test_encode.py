@@ -12,7 +12,7 @@ from etude.lab.ledger import Ledger
 from etude.lab.run import keep
 from etude.tasks import restore
 from etude.tasks.base import Dataset, Split
-from etude.tasks.encode import ARMS, Encode, _hits, _unit
+from etude.tasks.encode import ARMS, Encode, _hits, unit
 from etude.tasks.indexes import has_faiss
 
 CODES = [name for name in ARMS if not name.startswith("faiss")]
@@ -163,7 +163,7 @@ def test_keep_takes_the_setting_that_was_chosen(tmp_path, data):
     assert kept["metric"] == "queries_per_s"
     entry = next(e for e in board.entries if e.method == "retrieval.bidr")
     assert entry.params["n_verified"] in chosen
-    assert _unit(data.x).dtype == np.float32
+    assert unit(data.x).dtype == np.float32
 
 
 def test_bidr_is_tried_by_its_own_name(tmp_path, data):

